@@ -1,0 +1,1 @@
+"""Floor 1: devices, seeds, configs, weights and image files, plots."""

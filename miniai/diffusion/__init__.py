@@ -1,0 +1,1 @@
+"""Floor 3: noise schedules, parametrisations, samplers, guidance, training objectives."""

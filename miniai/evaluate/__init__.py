@@ -1,0 +1,1 @@
+"""Floor 5: FID, KID, retrieval: how good are the pictures?"""

@@ -1,0 +1,1 @@
+"""Floor 4: Stable Diffusion: tokenizer, checkpoint folders, pipeline."""

@@ -1,0 +1,1 @@
+"""Floor 2: the training framework: Learner, callbacks, data, checkpoints."""

@@ -1,0 +1,29 @@
+"""Every test runs with the shape annotations of `miniai` checked, and with the network shut."""
+
+import os
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("miniai", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that opens an internet connection fails; local (Unix) sockets stay, worker processes need them."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family == socket.AF_UNIX:
+            return connect(self, address)  # type: ignore[arg-type]
+        raise AssertionError(f"a test tried to reach the network: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
