@@ -1,0 +1,35 @@
+"""Randomness without hidden state: every draw names its generator, and every generator names its seed."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def make_generator(*seed: int) -> torch.Generator:
+    """A CPU generator for `seed`.
+
+    One integer is torch's own `manual_seed`, so that a seed means here what it means everywhere else. Several, such as
+    `(seed, step)`, are mixed by SHA-256: neighbouring tuples give streams that have nothing in common, and a run
+    resumed at a step draws what the unbroken run drew there.
+    """
+    if not seed:
+        raise ValueError("make_generator needs at least one integer")
+    if len(seed) == 1:
+        return torch.Generator().manual_seed(seed[0])
+    digest = hashlib.sha256(",".join(str(int(part)) for part in seed).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def image_generators(seed: int, n_images: int) -> list[torch.Generator]:
+    """One generator per image, seeded `seed + i`: image i draws the same noise at any batch size."""
+    return [make_generator(seed + i) for i in range(n_images)]
+
+
+def randn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Float[Tensor, "b ..."]:
+    """Unit normal noise, float32 on the CPU; row i is drawn from `generators[i]` alone."""
+    if len(generators) != shape[0]:
+        raise ValueError(f"{shape[0]} images need as many generators, not {len(generators)}")
+    return torch.cat([torch.randn((1, *shape[1:]), generator=one, dtype=torch.float32) for one in generators])

@@ -1,0 +1,162 @@
+"""Weights in safetensors files: read with every doubt an error, written whole or not at all, loaded strictly."""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from miniai.base.errors import UserError
+from miniai.base.files import atomic_file
+
+# The safetensors format's own names: https://github.com/huggingface/safetensors#format
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, mapped from the file rather than copied.
+
+    Raises UserError if the file is missing, unreadable, truncated, a git-LFS pointer, a web page, a pickle, has two
+    tensors of one name, or is otherwise not safetensors. Nothing in the file is ever executed.
+    """
+    _check_header(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise UserError(f"{path} is not a valid safetensors file ({error}): get the file again") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The free text entries of a safetensors file's header. Raises UserError as `read_weights` does."""
+    return _check_header(path).get("__metadata__", {})
+
+
+def _check_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the header and find what is wrong with a file in words that say what to do about it."""
+    try:
+        n_bytes = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(512)
+            _refuse_other_formats(path, start)
+            n_header_bytes = struct.unpack("<Q", start[:8])[0]
+            if n_header_bytes > MAX_HEADER_BYTES:
+                raise UserError(f"{path} is not a safetensors file: get the weights in that format")
+            if 8 + n_header_bytes > n_bytes:
+                raise UserError(f"{path} is truncated inside its header: download or copy the file again")
+            file.seek(8)
+            text = file.read(n_header_bytes)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: check the path, or get the file again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}; check the path") from error
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        n_promised_bytes = 8 + n_header_bytes + max(ends, default=0)
+    except KeyError as error:
+        raise UserError(f"{path} has two entries named {error}, or one cut short: get the file again") from error
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(f"{path} is not a safetensors file (bad header): get the weights in that format") from error
+    if n_bytes < n_promised_bytes:
+        raise UserError(
+            f"{path} is truncated ({n_bytes:,} of {n_promised_bytes:,} bytes): download or copy the file again"
+        )
+    return header
+
+
+def _refuse_other_formats(path: str | os.PathLike[str], start: bytes) -> None:
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a git-LFS pointer, not the weights: run 'git lfs pull' in its repository")
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path} is a web page, not weights: the download failed, get the file itself")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) and start[8:9] != b"{":
+        raise UserError(f"{path} is a pickled checkpoint, not safetensors: get the weights in that format")
+    if len(start) < 8:
+        raise UserError(f"{path} is truncated ({len(start)} bytes): download or copy the file again")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON readers keep the last of two equal keys without a word; here the second is an error."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise KeyError(key)
+        found[key] = value
+    return found
+
+
+def write_weights(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors` as a safetensors file, atomically, one tensor in memory at a time.
+
+    The header says `format: pt`, which transformers insists on, beside the free texts of `metadata`.
+    """
+    # The largest items first keeps every tensor aligned to its own item size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            data = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(data.view(torch.uint8).numpy().data)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy `tensors` into `module`, converted to the module's own dtype and device; nothing changes on an error.
+
+    Raises UserError, naming `where` (the file) and the tensor, if one is missing, left over, of another shape, or of
+    another kind (whole numbers for a fraction).
+    """
+    own = module.state_dict(keep_vars=True)
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    model = type(module).__name__
+    if missing:
+        raise UserError(f"{where} lacks {_first(missing)}, which {model} needs: the file does not fit its config.json")
+    if extra:
+        raise UserError(f"{where} has {_first(extra)}, which {model} lacks: the file does not fit its config.json")
+    for name, target in own.items():
+        given = tensors[name]
+        if given.shape != target.shape:
+            raise UserError(
+                f"{where}: {name} has shape {tuple(given.shape)}, but {model} needs {tuple(target.shape)}: "
+                "the file does not fit its config.json"
+            )
+        if given.is_floating_point() != target.is_floating_point():
+            raise UserError(f"{where}: {name} is of type {given.dtype}, but {model} needs {target.dtype}")
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(tensors[name])
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
