@@ -1,0 +1,122 @@
+"""Small parts that every network here shares: timestep embedding, attention over tokens, the residual block.
+
+Modules carry the attribute names of Diffusers, so that a state dict of either program fits the other.
+Images are (b, c, h, w), tokens (b, n, d).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+# Below this many keys, products and softmax written out train faster on a CPU in bfloat16 than the fused kernel,
+# whose backward pass is slow for short sequences (benchmarks/attention_backward.py).
+SHORT_SEQUENCE = 256
+
+
+def sinusoidal_embedding(
+    t: Shaped[Tensor, " b"], dim: int, *, flip_sin_to_cos: bool = True, freq_shift: int | float = 0, max_period: int = 10000
+) -> Float[Tensor, "b dim"]:
+    """Sines and cosines of `t` at `dim / 2` frequencies, from 1 down to 1/max_period (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angle = t.float()[:, None] * exponent.exp()[None, :]
+    parts = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())
+    return F.pad(torch.cat(parts, dim=-1), (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers over the sinusoidal embedding of the timestep."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, x: Float[Tensor, "b c"]) -> Float[Tensor, "b d"]:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def attend(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    mask: Float[Tensor, "n m"] | None = None,
+) -> Float[Tensor, "b heads n d"]:
+    """softmax(q kᵀ / sqrt(d) + mask) v (Vaswani et al. 2017, equation 1)."""
+    if q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= SHORT_SEQUENCE:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores + mask
+        return scores.softmax(dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention; `context` None means self-attention. Queries, keys and values have no bias unless asked."""
+
+    def __init__(self, dim: int, context_dim: int, n_heads: int, head_dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        inner = n_heads * head_dim
+        self.to_q = nn.Linear(dim, inner, bias=bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"] | None = None) -> Float[Tensor, "b n d"]:
+        context = x if context is None else context
+        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def _split(self, x: Float[Tensor, "b n inner"]) -> Float[Tensor, "b heads n d"]:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class ResnetBlock2D(nn.Module):
+    """norm, SiLU, 3×3 convolution, twice, the timestep added between, around an identity path (He et al. 2016)."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int | None, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = None if time_dim is None else nn.Linear(time_dim, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width by a 3×3 convolution of stride 2. With padding 0, one row and column of zeros are added
+    at the right and bottom only, as the autoencoder's encoder does."""
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample2D(nn.Module):
+    """Repeats each pixel twice both ways (or resizes to `size`), then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if size is None else F.interpolate(x, size=size)
+        return self.conv(x)

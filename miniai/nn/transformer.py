@@ -1,0 +1,96 @@
+"""The transformer inside a U-Net: image positions as tokens that look at one another and at the text."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from miniai.nn.layers import Attention
+
+
+class GEGLU(nn.Module):
+    """Linear layer to twice the width; one half, through GELU, gates the other (Shazeer 2020, equation 6)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, inner * 2)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n inner"]:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # The empty place is Diffusers' dropout: indices are part of the checkpoint's names.
+        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward, each behind a layer norm and beside an identity path."""
+
+    def __init__(self, dim: int, n_heads: int, head_dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, dim, n_heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, context_dim, n_heads, head_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"]) -> Float[Tensor, "b n d"]:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the positions of a feature map, as a residual (Rombach et al. 2022, appendix E.2.1).
+
+    `use_linear_projection` says whether the map is projected as tokens (SD 2.x) or by 1×1 convolutions (SD 1.x).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        n_heads: int,
+        context_dim: int,
+        *,
+        depth: int,
+        groups: int,
+        use_linear_projection: bool,
+    ) -> None:
+        super().__init__()
+        self.use_linear_projection = use_linear_projection
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        head_dim = channels // n_heads
+        inner = n_heads * head_dim
+
+        def projection(d_in: int, d_out: int) -> nn.Module:
+            return nn.Linear(d_in, d_out) if use_linear_projection else nn.Conv2d(d_in, d_out, 1)
+
+        self.proj_in = projection(channels, inner)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, n_heads, head_dim, context_dim) for _ in range(depth)
+        )
+        self.proj_out = projection(inner, channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"]) -> Float[Tensor, "b c h w"]:
+        height, width = x.shape[2:]
+        h = self.norm(x)
+        if self.use_linear_projection:
+            tokens = self.proj_in(h.flatten(2).transpose(1, 2))
+        else:
+            tokens = self.proj_in(h).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        if self.use_linear_projection:
+            h = self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
+        else:
+            h = self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        return h + x

@@ -1,0 +1,243 @@
+"""The conditional U-Net of Stable Diffusion (Rombach et al. 2022), with the names of Diffusers' UNet2DConditionModel.
+
+Residual blocks and transformers go down through halving resolutions, through a middle block, and up again, where each
+block also receives what the block opposite to it put out on the way down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from miniai.base.configs import config_from_dict, without_neutral
+from miniai.nn.layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, sinusoidal_embedding
+from miniai.nn.transformer import Transformer2DModel
+
+# Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
+NEUTRAL: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Fields carry Diffusers' names. `attention_head_dim` is, as there, the NUMBER of heads (one for all levels or one
+    each); `sample_size` is the side of the latents the model was trained on, in latent pixels."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int | float = 0
+    upcast_attention: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> "UNetConfig":
+        """Raises UserError, naming `where`, for an option that this U-Net does not have."""
+        return config_from_dict(cls, without_neutral(values, NEUTRAL, where), where)
+
+    def heads(self, level: int) -> int:
+        """The number of attention heads at `level`."""
+        n = self.attention_head_dim
+        return n if isinstance(n, int) else n[level]
+
+
+class Block2D(nn.Module):
+    """Residual blocks of one level, each with a transformer behind it where the level has attention."""
+
+    def __init__(self, config: UNetConfig, in_channels: list[int], out_channels: int, level: int, attention: bool) -> None:
+        super().__init__()
+        time_dim = config.block_out_channels[0] * 4
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(c, out_channels, time_dim, config.norm_num_groups, config.norm_eps) for c in in_channels
+        )
+        if attention:
+            self.attentions = nn.ModuleList(_transformer(config, out_channels, level) for _ in in_channels)
+        self.has_attention = attention
+
+    def step(
+        self, i: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c2 h w"]:
+        """Residual block `i`, and its transformer if there is one."""
+        x = self.resnets[i](x, time)
+        return self.attentions[i](x, context) if self.has_attention else x
+
+
+class DownBlock2D(Block2D):
+    """One level on the way down; the last level keeps its resolution."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        c_in = config.block_out_channels[max(level - 1, 0)]
+        c_out = config.block_out_channels[level]
+        attention = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        super().__init__(config, [c_in] + [c_out] * (config.layers_per_block - 1), c_out, level, attention)
+        last = level == len(config.block_out_channels) - 1
+        self.downsamplers = None if last else nn.ModuleList([Downsample2D(c_out)])
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The feature map, and the list of maps that the way up will want."""
+        skips = []
+        for i in range(len(self.resnets)):
+            x = self.step(i, x, time, context)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class UpBlock2D(Block2D):
+    """One level on the way up: each residual block gets the map from the way down beside its input."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        channels = config.block_out_channels
+        c_out = channels[level]
+        c_below = channels[min(level + 1, len(channels) - 1)]  # what comes up from the level below
+        c_first = channels[max(level - 1, 0)]  # what this level's first block received on the way down
+        n = config.layers_per_block + 1
+        skips = [c_out] * (n - 1) + [c_first]
+        inputs = [c_below] + [c_out] * (n - 1)
+        attention = config.up_block_types[len(channels) - 1 - level] == "CrossAttnUpBlock2D"
+        super().__init__(config, [a + b for a, b in zip(inputs, skips, strict=True)], c_out, level, attention)
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(c_out)])
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        skips: list[Tensor],
+        time: Float[Tensor, "b t"],
+        context: Float[Tensor, "b n d"],
+        size: tuple[int, int] | None,
+    ) -> Float[Tensor, "b c2 h2 w2"]:
+        """`skips` are this level's maps, last first to be used; `size` is the next level's height and width."""
+        for i in range(len(self.resnets)):
+            x = self.step(i, torch.cat([x, skips[-1 - i]], dim=1), time, context)
+        return x if self.upsamplers is None else self.upsamplers[0](x, size)
+
+
+class MidBlock2D(nn.Module):
+    """At the lowest resolution: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        time_dim = config.block_out_channels[0] * 4
+        self.attentions = nn.ModuleList([_transformer(config, channels, len(config.block_out_channels) - 1)])
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels, channels, time_dim, config.norm_num_groups, config.norm_eps) for _ in range(2)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
+        x = self.attentions[0](self.resnets[0](x, time), context)
+        return self.resnets[1](x, time)
+
+
+class UNet2DConditionModel(nn.Module):
+    """Predicts noise (or v, or x0, as the schedule says) from noisy latents, a timestep and text."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        levels = range(len(channels))
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
+        self.down_blocks = nn.ModuleList(DownBlock2D(config, level) for level in levels)
+        self.mid_block = MidBlock2D(config)
+        self.up_blocks = nn.ModuleList(UpBlock2D(config, level) for level in reversed(levels))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Float[Tensor, "b c_in h w"],
+        timestep: Shaped[Tensor, " b"],
+        encoder_hidden_states: Float[Tensor, "b n d"],
+    ) -> Float[Tensor, "b c_out h w"]:
+        """`sample`: noisy latents; `timestep`: 0 to 999, may be fractional; `encoder_hidden_states`: text tokens."""
+        config = self.config
+        embedded = sinusoidal_embedding(
+            timestep,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        time = self.time_embedding(embedded.to(sample.dtype))
+
+        x = self.conv_in(sample)
+        levels: list[list[Tensor]] = []  # the maps each level up will consume
+        below = [x]
+        for block in self.down_blocks:
+            x, skips = block(x, time, encoder_hidden_states)
+            # The map made by halving is used one level further down, where it was the input.
+            halved = [skips.pop()] if block.downsamplers is not None else []
+            levels.append(below + skips)
+            below = halved
+
+        x = self.mid_block(x, time, encoder_hidden_states)
+
+        for block in self.up_blocks:
+            skips = levels.pop()
+            size = (levels[-1][-1].shape[2], levels[-1][-1].shape[3]) if levels else None
+            x = block(x, skips, time, encoder_hidden_states, size)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _transformer(config: UNetConfig, channels: int, level: int) -> Transformer2DModel:
+    return Transformer2DModel(
+        channels,
+        config.heads(level),
+        config.cross_attention_dim,
+        depth=config.transformer_layers_per_block,
+        groups=config.norm_num_groups,
+        use_linear_projection=config.use_linear_projection,
+    )
