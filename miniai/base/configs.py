@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -37,6 +38,17 @@ def config_from_dict(cls: type[Config], values: dict[str, Any], where: str) -> C
         return cls(**arguments)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def without_neutral(values: Mapping[str, Any], neutral: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` less the options in `neutral`, which another program writes but which miniai has in one setting only.
+
+    Raises UserError, naming `where`, for such an option with any other value.
+    """
+    for key, only in neutral.items():
+        if key in values and values[key] != only:
+            raise UserError(f"{where}: {key} is {values[key]!r}, and miniai knows {only!r} only")
+    return {key: value for key, value in values.items() if key not in neutral}
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
