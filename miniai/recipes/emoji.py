@@ -1,0 +1,322 @@
+"""Text to emoji: an ImageFolder of captioned pictures, rendered from openly licensed emoji sets.
+
+    from miniai.recipes.emoji import build_emoji
+    build_emoji(Path("data/emoji"))
+
+The folder holds `train/STYLE/*.png` and `test/STYLE/*.png`, `metadata.jsonl` (one line a picture), a data card
+`README.md`, and `emoji.json`, the record of what it was built from. Nothing in it depends on the machine or the hour.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from miniai.base.errors import UserError
+from miniai.base.files import write_json
+from miniai.recipes.emoji_captions import captions
+from miniai.recipes.emoji_card import data_card
+from miniai.recipes.emoji_concepts import (
+    EMOJIBASE_FILES, Concept, Icon, choose, known_groups, match_icons, read_concepts,
+)  # fmt: skip
+from miniai.recipes.emoji_sources import (
+    EMOJIBASE, SEPARATE_STYLES, STYLES, Source, default_cache, fetch, read_members,
+)  # fmt: skip
+
+RECORD = "emoji.json"  # its presence says that a folder was built here and may be replaced
+HELD_OUT_SHARE = 0.05
+SIZES = (16, 1024)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to render and its line in metadata.jsonl. `split` is "train" or "test"."""
+
+    concept: Concept
+    style: str
+    icon: Icon
+    split: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.split}/{self.style}/{self.concept.hexcode.lower()}.png"
+
+
+@dataclass(frozen=True)
+class StyleReport:
+    """What became of one style: pictures made, icons of the package that match no concept, pictures left out."""
+
+    n_train: int
+    n_test: int
+    n_unmatched: int
+    n_left_out: int
+
+
+@dataclass(frozen=True)
+class EmojiReport:
+    """Where the set is and how many pictures it holds, per style."""
+
+    out: Path
+    styles: Mapping[str, StyleReport]
+
+    @property
+    def n_train(self) -> int:
+        return sum(style.n_train for style in self.styles.values())
+
+    @property
+    def n_test(self) -> int:
+        return sum(style.n_test for style in self.styles.values())
+
+
+def build_emoji(
+    out: Path,
+    styles: Sequence[str] = tuple(STYLES),
+    groups: Sequence[str] | None = None,
+    size: int = 64,
+    cache: Path | None = None,
+    n_jobs: int = 2,
+    *,
+    sources: Mapping[str, Source] | None = None,
+    emojibase: Source = EMOJIBASE,
+    progress: bool = True,
+) -> EmojiReport:
+    """Build the captioned emoji set in the folder `out`, whole or not at all.
+
+    out: a new or empty folder, or one built here before, which is then replaced
+    styles: any of noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji; or openmoji, alone
+    groups: emojibase groups or subgroups (patterns such as "food-*" too), or "core" for things without people,
+        flags, letters, clock faces and buttons; None is everything
+    size: edge of the square pictures, in pixels, 16 to 1024
+    cache: folder of the downloaded tarballs; None is the user's cache folder
+    n_jobs: rendering processes
+    sources, emojibase: the packages to read instead of the pinned ones
+
+    Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
+    npm or resvg-py missing, no connection, a tarball that is not the pinned one.
+    """
+    packages = dict(STYLES | SEPARATE_STYLES) if sources is None else dict(sources)
+    _check_request(out, styles, size, packages)
+    cache = cache or default_cache()
+    concepts, by_style, unmatched = _read_sources(styles, packages, emojibase, cache)
+    chosen = choose(concepts, groups)
+    _check_groups(groups, concepts)
+    pictures = _split([(c, s, by_style[s][c.hexcode]) for c in chosen for s in styles if c.hexcode in by_style[s]])
+    if not any(picture.split == "train" for picture in pictures):
+        raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
+    temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        _make_folder(temporary)
+        kept = _render_all(pictures, temporary, size, n_jobs, progress)
+        reports = {s: _style_report(s, pictures, kept, len(unmatched[s])) for s in styles}
+        _write_metadata(temporary, kept, packages)
+        used = {style: packages[style] for style in styles}
+        (temporary / "README.md").write_text(
+            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size), encoding="utf-8"
+        )
+        _write_record(temporary, used, emojibase, groups, size, reports)
+        _put_in_place(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return EmojiReport(out, reports)
+
+
+def _check_request(out: Path, styles: Sequence[str], size: int, packages: Mapping[str, Source]) -> None:
+    if not styles:
+        raise UserError(f"no style named; choose from {', '.join(packages)}")
+    for style in styles:
+        if style not in packages:
+            raise UserError(f"unknown style {style!r}; choose from {', '.join(packages)}")
+    if len(set(styles)) < len(styles):
+        raise UserError(f"a style is named twice in {', '.join(styles)}")
+    separate = [style for style in styles if style in SEPARATE_STYLES]
+    if separate and len(styles) > 1:
+        raise UserError(
+            f"{separate[0]} is CC BY-SA and is never mixed with other styles: build it alone, in a folder of its own"
+        )
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(f"size {size} is out of range; give {SIZES[0]} to {SIZES[1]} pixels")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} is a file or a link; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise UserError(f"{out} holds files that were not built here and is left alone; name a new folder")
+    _resvg()
+
+
+def _resvg() -> Any:
+    """The renderer, or a UserError that says how to get it."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise UserError("resvg-py draws the emoji and is not installed; run: pip install '.[data]'") from error
+    return resvg_py
+
+
+def _check_groups(groups: Sequence[str] | None, concepts: Sequence[Concept]) -> None:
+    for group in groups or ():
+        if not choose(concepts, [group]):
+            raise UserError(f"unknown group {group!r}; choose from {', '.join(known_groups(concepts))}")
+
+
+def _read_sources(
+    styles: Sequence[str], packages: Mapping[str, Source], emojibase: Source, cache: Path
+) -> tuple[list[Concept], dict[str, dict[str, Icon]], dict[str, list[str]]]:
+    """Concepts; style -> hexcode -> icon; style -> names of icons that draw no concept."""
+    base = fetch(emojibase, cache)
+    data = read_members(base, EMOJIBASE_FILES)
+    for file in EMOJIBASE_FILES[:3]:
+        if file not in data:
+            raise UserError(f"{base}: {file} is missing in the package")
+    concepts = read_concepts(data)
+    by_style, unmatched = {}, {}
+    for style in styles:
+        tarball = fetch(packages[style], cache)
+        package = read_members(tarball, ("icons.json", "chars.json"))
+        if "icons.json" not in package:
+            raise UserError(f"{tarball}: icons.json is missing in the package")
+        by_style[style], unmatched[style] = match_icons(concepts, package)
+    return concepts, by_style, unmatched
+
+
+def is_held_out(hexcode: str, style: str) -> bool:
+    """Whether this drawing is kept out of all training: 5 % of (concept, style) pairs, the same in every build."""
+    digest = hashlib.sha256(f"{hexcode}/{style}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def _split(drawings: Iterable[tuple[Concept, str, Icon]]) -> list[Picture]:
+    """Training pictures and held-out ones. A held-out pair never trains, whatever else is built.
+
+    It is a fair test only if another style teaches the concept; where none here does, the picture is left out.
+    """
+    drawings = list(drawings)
+    taught = {c.hexcode for c, style, _ in drawings if not is_held_out(c.hexcode, style)}
+    pictures = []
+    for concept, style, icon in drawings:
+        held_out = is_held_out(concept.hexcode, style)
+        split = "train" if not held_out else "test" if concept.hexcode in taught else "left out"
+        pictures.append(Picture(concept, style, icon, split))
+    return pictures
+
+
+def render(icon: Icon, size: int) -> bytes:
+    """The icon as an RGB PNG of size x size pixels on white, its proportions kept."""
+    flip = f'transform="translate({2 * icon.left + icon.width} 0) scale(-1 1)"' if icon.flip else ""
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{size}" height="{size}" viewBox="{icon.left} {icon.top} {icon.width} {icon.height}">'
+        f"<g {flip}>{icon.body}</g></svg>"
+    )
+    drawn = _resvg().svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _render_to(path: Path, icon: Icon, size: int) -> str:
+    """Render into a file; the digest of the pixels comes back."""
+    data = render(icon, size)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: int, progress: bool) -> list[Picture]:
+    """Render all pictures but those left out; a held-out drawing that also trains under another name is dropped."""
+    wanted = [picture for picture in pictures if picture.split != "left out"]
+    paths = [folder / picture.file_name for picture in wanted]
+    for parent in {path.parent for path in paths}:
+        parent.mkdir(parents=True, exist_ok=True)
+    icons, sizes = [picture.icon for picture in wanted], [size] * len(wanted)
+    if n_jobs > 1 and len(wanted) > 200:
+        # spawn: a fork would copy whatever threads the caller's torch has running
+        with ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+            digests = _watched(pool.map(_render_to, paths, icons, sizes, chunksize=32), len(wanted), progress)
+    else:
+        digests = _watched(map(_render_to, paths, icons, sizes), len(wanted), progress)
+    trained = {digest for picture, digest in zip(wanted, digests, strict=True) if picture.split == "train"}
+    kept = []
+    for picture, path, digest in zip(wanted, paths, digests, strict=True):
+        if picture.split == "test" and digest in trained:
+            path.unlink()
+        else:
+            kept.append(picture)
+    return kept
+
+
+def _watched(digests: Iterable[str], n_total: int, progress: bool) -> list[str]:
+    return list(tqdm(digests, total=n_total, desc="drawing", unit="picture", disable=not progress))
+
+
+def _style_report(style: str, pictures: Iterable[Picture], kept: Iterable[Picture], n_unmatched: int) -> StyleReport:
+    n_drawn = sum(picture.style == style for picture in pictures)
+    splits = Counter(picture.split for picture in kept if picture.style == style)
+    n_left_out = n_drawn - splits["train"] - splits["test"]
+    return StyleReport(splits["train"], splits["test"], n_unmatched, n_left_out)
+
+
+def _write_metadata(folder: Path, pictures: Iterable[Picture], packages: Mapping[str, Source]) -> None:
+    with open(folder / "metadata.jsonl", "w", encoding="utf-8", newline="\n") as file:
+        for picture in pictures:
+            concept, texts = picture.concept, captions(picture.concept, picture.style)
+            line = {
+                "file_name": picture.file_name,
+                "text": texts[0],
+                "captions": texts,
+                "style": picture.style,
+                "concept": concept.hexcode,
+                "label": concept.label,
+                "group": concept.group,
+                "subgroup": concept.subgroup,
+                "split": picture.split,
+                "licence": packages[picture.style].licence,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_record(
+    folder: Path,
+    used: Mapping[str, Source],
+    emojibase: Source,
+    groups: Sequence[str] | None,
+    size: int,
+    reports: Mapping[str, StyleReport],
+) -> None:
+    sources = {style: asdict(source) for style, source in used.items()}
+    record = {"built_by": "miniai data emoji", "size": size, "groups": list(groups) if groups is not None else None}
+    counts = {style: asdict(report) for style, report in reports.items()}
+    write_json(folder / RECORD, record | {"sources": sources, "captions": asdict(emojibase), "counts": counts})
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder.parent}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _put_in_place(built: Path, out: Path) -> None:
+    """Give the finished folder its name; an older set of ours steps aside first and goes when the new one stands."""
+    old = built.with_suffix(".old")
+    if out.is_dir():
+        os.replace(out, old)
+    try:
+        os.replace(built, out)
+    except OSError as error:
+        if old.exists():
+            os.replace(old, out)
+        raise UserError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from error
+    with suppress(OSError):
+        shutil.rmtree(old)
