@@ -1,0 +1,184 @@
+"""Batches whose order and augmentation follow from (seed, epoch, index) alone: not from workers, not from a restart."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from miniai.base.errors import UserError
+from miniai.base.seeds import make_generator
+
+
+@runtime_checkable
+class GatherDataset(Protocol):
+    """Data resident in memory, which can give a whole batch at once."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Int64[Tensor, " b"]) -> Any: ...
+
+
+@runtime_checkable
+class AugmentedDataset(Protocol):
+    """Items that need chance: `augmented(index, generator)` draws from that generator alone."""
+
+    def __len__(self) -> int: ...
+
+    def augmented(self, index: int, generator: torch.Generator) -> Any: ...
+
+
+class TensorDataset:
+    """Tensors of equal length (one, a tuple, or a dict of them); a batch has the same structure."""
+
+    def __init__(self, tensors: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        each = _values(tensors)
+        lengths = {len(tensor) for tensor in each}
+        if len(lengths) != 1:
+            raise ValueError(f"the tensors of a data set need one length, not {sorted(lengths)}")
+        self.n_items = lengths.pop()
+
+    def __len__(self) -> int:
+        return self.n_items
+
+    def gather(self, indices: Int64[Tensor, " b"]) -> Any:
+        if isinstance(self.tensors, Tensor):
+            return _select(self.tensors, indices)
+        if isinstance(self.tensors, Mapping):
+            return {name: _select(tensor, indices) for name, tensor in self.tensors.items()}
+        return tuple(_select(tensor, indices) for tensor in self.tensors)
+
+
+class Loader:
+    """Batches of a data set, epoch by epoch.
+
+    `data` is one of
+    - tensors in memory: one, a tuple or a dict of them;
+    - a data set with `gather(indices) -> batch`, for other data in memory;
+    - a data set with `augmented(index, generator) -> item`;
+    - a map-style data set: `len(data)`, `data[index] -> item`.
+    Items are joined by `collate` (default: torch's `default_collate`), in `n_workers` processes if there are any.
+    The order of epoch e follows from (seed, e) alone, the generator of an item from (seed, e, index).
+    Raises UserError if there is not one whole batch, or an item that cannot be read (naming its index).
+    """
+
+    def __init__(
+        self,
+        dataset_or_tensors: Any,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        collate: Callable[[list[Any]], Any] | None = None,
+        n_workers: int = 0,
+    ) -> None:
+        data = dataset_or_tensors
+        if isinstance(data, Tensor) or (isinstance(data, (tuple, Mapping)) and _all_tensors(data)):
+            data = TensorDataset(data)
+        self.dataset, self.batch_size, self.seed = data, batch_size, seed
+        self.shuffle, self.drop_last, self.n_workers = shuffle, drop_last, n_workers
+        self.collate = collate or default_collate
+        self._workers: DataLoader | None = None
+        if batch_size < 1:
+            raise UserError(f"a batch needs at least 1 item, not {batch_size}: choose a larger batch size")
+        if len(self) == 0:
+            raise UserError(
+                f"{self.n_items} items make no batch of {batch_size}: add data or choose a smaller batch size"
+            )
+
+    @property
+    def n_items(self) -> int:
+        return len(self.dataset)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self.n_items // self.batch_size if self.drop_last else -(-self.n_items // self.batch_size)
+
+    def order(self, epoch: int) -> Int64[Tensor, " n"]:
+        """The items in the order in which `epoch` visits them."""
+        if not self.shuffle:
+            return torch.arange(self.n_items)
+        return torch.randperm(self.n_items, generator=make_generator(self.seed, epoch, 0))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of `epoch`, from number `start` on (those before it are neither read nor made)."""
+        chunks = self.order(epoch).split(self.batch_size)[start : len(self)]
+        if hasattr(self.dataset, "gather"):
+            return map(self.dataset.gather, chunks)
+        if self.n_workers == 0:
+            items = _Items(self.dataset, self.seed)
+            return (self.collate([items[epoch, index] for index in chunk.tolist()]) for chunk in chunks)
+        return self._from_workers(epoch, chunks)
+
+    def _from_workers(self, epoch: int, chunks: Sequence[Tensor]) -> Iterator[Any]:
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Items(self.dataset, self.seed),
+                batch_sampler=_Plan(),
+                collate_fn=self.collate,
+                num_workers=self.n_workers,
+                multiprocessing_context="spawn",  # fork is unsafe once torch has started its threads
+                persistent_workers=True,  # a spawned worker takes seconds to import torch: keep it for all epochs
+                worker_init_fn=_ignore_ctrl_c,
+                generator=torch.Generator(),  # torch would otherwise draw from the global one
+            )
+        plan = self._workers.batch_sampler
+        assert isinstance(plan, _Plan)
+        plan.keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
+        return iter(self._workers)
+
+
+class _Items(torch.utils.data.Dataset):
+    """Looks up (epoch, index), so that a worker knows the epoch without being told apart; pickles if `dataset` does."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.is_augmented = hasattr(dataset, "augmented")
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        try:
+            if self.is_augmented:
+                return self.dataset.augmented(index, make_generator(self.seed, epoch, index + 1))
+            return self.dataset[index]
+        except Exception as error:
+            raise UserError(f"item {index} of the data set cannot be read: {type(error).__name__}: {error}") from error
+
+
+class _Plan(Sampler):
+    """The batches of one epoch, as lists of (epoch, index)."""
+
+    def __init__(self) -> None:
+        self.keys: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process finishes its step and needs its workers for that."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _select(tensor: Tensor, indices: Tensor) -> Tensor:
+    return tensor.index_select(0, indices.to(tensor.device))
+
+
+def _values(data: Any) -> list[Any]:
+    if isinstance(data, Tensor):
+        return [data]
+    return list(data.values()) if isinstance(data, Mapping) else list(data)
+
+
+def _all_tensors(data: Any) -> bool:
+    values = _values(data)
+    return bool(values) and all(isinstance(value, Tensor) for value in values)

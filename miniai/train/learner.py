@@ -1,0 +1,283 @@
+"""The training loop, written as the algorithm; everything that varies is a callback with an order.
+
+`Learner(model, train, objective, optimizer, callbacks=[Progress(), EMA(0.999)]).fit(n_epochs=10)` is a whole training.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miniai.base.errors import UserError
+from miniai.base.seeds import make_generator
+from miniai.train.data import Loader
+
+Objective = Callable[[nn.Module, Any, torch.Generator], Tensor | dict[str, Tensor]]
+
+# Seeds are tuples, and tuples of different lengths are different streams: the objective draws from (seed, step), the
+# loader from (seed, epoch, …), validation and dropout from the two below.
+_VALIDATION = (0, 0)
+_DROPOUT = (0, 1)
+
+
+class CancelBatchException(Exception):  # noqa: N818 (the course's name: it is a signal, not an error)
+    """Skip the rest of this batch. Gradients that were computed stay, so that a callback may accumulate them."""
+
+
+class CancelEpochException(Exception):  # noqa: N818
+    """Skip the rest of this epoch, validation included; the epoch counts as done."""
+
+
+class CancelFitException(Exception):  # noqa: N818
+    """Stop training in good order: `after_fit` still runs. Its text becomes `learner.stop_reason`."""
+
+
+class CallbackError(RuntimeError):
+    """A callback failed; the message names the callback and the event, and the cause is chained to it."""
+
+
+class Callback:
+    """One concern of training. Callbacks run by ascending `order`, and those of equal order as they were given.
+
+    | order | what | why there |
+    | --- | --- | --- |
+    | -100 | Device | the rest sees tensors where they will be used |
+    | -90 … -10 | Precision, NaNGuard | NaN must be named before clipping spreads it over all gradients |
+    | 0 | GradientClip, Schedule, Metrics, your own | |
+    | 50 … 70 | EMA, Recorder, Progress | they report what the ones above did |
+    | 80, 90 | Checkpoint, Every | a checkpoint holds the finished step, and outlives a failing sample grid |
+    | 100 | Budget, Interrupt | they stop the fit when everyone has seen the batch |
+
+    A callback with `state_dict()` and `load_state_dict(state)` is part of every checkpoint.
+    """
+
+    order: int = 0
+
+    def before_fit(self, learner: "Learner") -> None: ...
+    def before_epoch(self, learner: "Learner") -> None: ...
+    def before_batch(self, learner: "Learner") -> None: ...
+    def after_loss(self, learner: "Learner") -> None: ...
+    def after_backward(self, learner: "Learner") -> None: ...
+    def after_step(self, learner: "Learner") -> None: ...
+    def after_batch(self, learner: "Learner") -> None: ...
+    def after_epoch(self, learner: "Learner") -> None: ...
+    def after_fit(self, learner: "Learner") -> None: ...
+
+    def before_save(self, learner: "Learner") -> None:
+        """Just before a checkpoint is written; raising here keeps the previous one as the newest."""
+
+    def cleanup(self, learner: "Learner") -> None:
+        """Always called at the end of a fit, after an error too, even if `before_fit` never ran."""
+
+    def around_forward(self, learner: "Learner") -> AbstractContextManager[Any]:
+        """A context for the objective's call: autocast, a profiler, hooks."""
+        return nullcontext()
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+class Learner:
+    """Trains `model` on `train` by `optimizer`, down the gradient of `objective`.
+
+    `objective(model, batch, generator)` returns the loss (a scalar tensor), or a dict with "loss" and whatever else is
+    worth keeping: scalars are logged, other tensors stay in `outputs` for metrics. The generator is a fresh one for
+    each step, from (seed, step), and torch's global generator is set from the same pair for the length of a batch (and
+    put back), so dropout too is the same after a resume.
+
+    State, all of it counting what is done: `step` (optimizer steps), `epoch`, `batch_index` (batches of this epoch;
+    while a batch is under way that is its own index). Of the batch: `batch`, `loss`, `outputs`, `scalars` (detached,
+    still on the device), `training`. Of the last validation: `valid_scalars` (means over its items). `stop_reason` is
+    the text of the CancelFitException that ended the last fit, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Loader,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        valid: Loader | None = None,
+        callbacks: Iterable[Callback] = (),
+        seed: int = 0,
+    ) -> None:
+        self.model, self.train, self.valid = model, train, valid
+        self.objective, self.optimizer = objective, optimizer
+        self.callbacks: list[Callback] = sorted(callbacks, key=lambda callback: callback.order)
+        self.seed = seed
+        self.step = self.epoch = self.batch_index = 0
+        self.n_epochs: int | None = None
+        self.training = True
+        self.batch: Any = None
+        self.loss = torch.tensor(float("nan"))
+        self.outputs: dict[str, Tensor] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self.valid_scalars: dict[str, float] = {}
+        self.stop_reason: str | None = None
+        self._valid_index = 0
+
+    def fit(self, n_epochs: int | None = None) -> None:
+        """Train until `n_epochs` epochs are done in all, those before a resume included (None: until a callback stops).
+
+        Raises UserError for a mistake the user can mend, CallbackError for a callback that fails.
+        """
+        self.n_epochs, self.stop_reason = n_epochs, None
+        self.callbacks.sort(key=lambda callback: callback.order)
+        with self._cleaning_up():
+            try:
+                self.event("before_fit")
+                while n_epochs is None or self.epoch < n_epochs:
+                    self.one_epoch()
+            except CancelFitException as reason:
+                self.stop_reason = str(reason)
+            self.event("after_fit")
+
+    def one_epoch(self) -> None:
+        try:
+            self.event("before_epoch")
+            self.train_epoch()
+            if self.valid is not None:
+                self.validate()
+        except CancelEpochException:
+            pass
+        self.epoch, self.batch_index = self.epoch + 1, 0
+        self.event("after_epoch")
+
+    def train_epoch(self) -> None:
+        """The batches of this epoch that are still to do."""
+        self.training = True
+        self.model.train()
+        for batch in self.train.batches(self.epoch, start=self.batch_index):
+            self.batch = batch
+            self.one_batch()
+
+    def one_batch(self) -> None:
+        with self._randomness():
+            try:
+                self.event("before_batch")
+                self.forward()
+                self.event("after_loss")
+                if self.training:
+                    self.backward()
+                    self.event("after_backward")
+                    self.optimizer_step()
+                    try:
+                        self.event("after_step")
+                    finally:
+                        self.zero_grad()
+            except CancelBatchException:
+                pass
+        if self.training:
+            self.batch_index += 1
+        self.event("after_batch")
+
+    def forward(self) -> None:
+        """The objective, which runs the model; sets `loss`, `outputs` and `scalars`."""
+        with ExitStack() as contexts:
+            for callback in self.callbacks:
+                contexts.enter_context(callback.around_forward(self))
+            found = self.objective(self.model, self.batch, self.generator())
+        self.outputs = dict(found) if isinstance(found, Mapping) else {"loss": found}
+        self.loss = self.outputs["loss"]
+        self.scalars = {name: value.detach() for name, value in self.outputs.items() if value.numel() == 1}
+
+    def backward(self) -> None:
+        self.loss.backward()
+        self.loss = self.loss.detach()  # lets go of the graph
+
+    def optimizer_step(self) -> None:
+        self.optimizer.step()
+        self.step += 1
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """One pass over `valid` with the model in eval mode and, each time, the same noise; sets `valid_scalars`."""
+        if self.valid is None:
+            raise ValueError("this Learner was given no validation data")
+        self.training = False
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        n_items = 0
+        try:
+            for index, batch in enumerate(self.valid.batches(0)):
+                self._valid_index, self.batch, self.scalars = index, batch, {}
+                self.one_batch()
+                n_items += batch_size_of(self.batch)
+                for name, value in self.scalars.items():
+                    sums[name] = sums.get(name, 0.0) + value.double() * batch_size_of(self.batch)
+        finally:
+            self.training = True
+            self.model.train()
+        self.valid_scalars = {name: (value / n_items).item() for name, value in sums.items()}
+        return self.valid_scalars
+
+    def generator(self) -> torch.Generator:
+        """The objective's own source of noise: of this step, or, in validation, of this batch of it."""
+        if self.training:
+            return make_generator(self.seed, self.step)
+        return make_generator(self.seed, self._valid_index, *_VALIDATION)
+
+    def event(self, name: str) -> None:
+        """Call method `name` of every callback, in order."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, name)(self)
+            except (CancelBatchException, CancelEpochException, CancelFitException, UserError):
+                raise
+            except Exception as error:
+                raise _named(callback, name, error) from error
+
+    @contextmanager
+    def _randomness(self) -> Iterator[None]:
+        """Make what draws from torch's global generators (dropout) follow from (seed, step), and leave no trace."""
+        source = (self.seed, self.step if self.training else self._valid_index, *_DROPOUT)
+        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(make_generator(*source).initial_seed())
+            yield
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        """Run every callback's cleanup, whatever happens; failures in it never hide the error that came first."""
+        first: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            first = error
+            raise
+        finally:
+            failures = []
+            for callback in self.callbacks:
+                try:
+                    callback.cleanup(self)
+                except Exception as error:
+                    failures.append(_named(callback, "cleanup", error))
+            if first is not None:
+                for failure in failures:
+                    first.add_note(str(failure))
+            elif failures:
+                raise failures[0]
+
+
+def _named(callback: Callback, event: str, error: Exception) -> CallbackError:
+    named = CallbackError(f"callback {callback.name} failed in {event}: {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def batch_size_of(batch: Any) -> int:
+    """The number of items in a batch: the length of the first tensor in it (nested dicts, lists and tuples); else 1."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)) and batch:
+        return batch_size_of(batch[0])
+    return 1
