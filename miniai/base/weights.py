@@ -134,6 +134,17 @@ def write_weights(
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy `tensors` into `module`, converted to the module's own dtype and device; nothing changes on an error.
 
+    Raises UserError as `check_weights` does.
+    """
+    check_weights(module, tensors, where)
+    with torch.no_grad():
+        for name, target in module.state_dict(keep_vars=True).items():
+            target.copy_(tensors[name])
+
+
+def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Do `tensors` fit `module` (which may be on the meta device), each and all?
+
     Raises UserError, naming `where` (the file) and the tensor, if one is missing, left over, of another shape, or of
     another kind (whole numbers for a fraction).
     """
@@ -153,9 +164,6 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
             )
         if given.is_floating_point() != target.is_floating_point():
             raise UserError(f"{where}: {name} is of type {given.dtype}, but {model} needs {target.dtype}")
-    with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(tensors[name])
 
 
 def _first(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from miniai.base.configs import config_from_dict, config_to_dict
+from miniai.base.configs import config_from_dict, config_to_dict, without_neutral
 from miniai.base.errors import UserError
 
 
@@ -77,3 +77,9 @@ def test_a_wrong_config_is_a_user_error_that_names_file_and_key(values: Any, com
         config_from_dict.__wrapped__(Outer, values, "unet/config.json")  # past the type check, as in production
     assert str(caught.value).startswith("unet/config.json")
     assert "\n" not in str(caught.value)
+
+
+def test_options_in_their_one_known_setting_are_dropped_and_any_other_is_refused() -> None:
+    assert without_neutral({"dropout": 0.0, "size": 1}, {"dropout": 0.0, "act_fn": "silu"}, "here") == {"size": 1}
+    with pytest.raises(UserError, match=r"unet/config.json: dropout is 0.1, and miniai knows 0.0 only"):
+        without_neutral({"dropout": 0.1}, {"dropout": 0.0}, "unet/config.json")
