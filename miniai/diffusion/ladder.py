@@ -1,0 +1,138 @@
+"""The sigmas that a sampler visits, from most noise to least, and the timesteps that the network is told at each.
+
+Every family of samplers in Diffusers places its steps a little differently; `LadderRule` says how, in five words.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from miniai.base.errors import UserError
+from miniai.diffusion.schedule import NoiseSchedule
+
+SigmaSpacing = Literal["timesteps", "karras", "exponential"]
+
+
+@dataclass(frozen=True)
+class LadderRule:
+    """How one family of samplers places its steps.
+
+    - whole_timesteps: the network is only ever asked at whole timesteps (DDIM, DDPM, DPM-Solver), not between them.
+    - one_more: n + 1 timesteps are spread over the schedule and the lowest is left out (DPM-Solver).
+    - unit_start: sampling starts from noise of variance 1 in the network's coordinates, whatever the spacing. Without
+      it that holds for "leading" only, and otherwise x starts as sigma * noise (Euler and its relatives).
+    - ends_in_first_timestep: with `set_alpha_to_one=False`, sampling ends at timestep 0 and not at sigma 0 (DDIM).
+    - round_karras: Karras sigmas are told to the network as the nearest whole timesteps (DPM2).
+    """
+
+    whole_timesteps: bool = False
+    one_more: bool = False
+    unit_start: bool = False
+    ends_in_first_timestep: bool = False
+    round_karras: bool = False
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """n steps: n + 1 falling sigmas, and the timestep that belongs to each of the first n; float64 on the CPU.
+
+    Unit noise times `start_scale` is a sampler's first x; its last x times `end_scale` is the latents (1 at sigma 0).
+    """
+
+    sigmas: Float[Tensor, " n_plus_1"]
+    timesteps: Float[Tensor, " n"]
+    start_scale: float
+    end_scale: float = 1.0
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.timesteps)
+
+    def after(self, n_skipped: int) -> "Ladder":
+        """The ladder without its first `n_skipped` steps, for a start from a picture: x = x0 + sigmas[0] * noise."""
+        if not 0 <= n_skipped < self.n_steps:
+            raise ValueError(f"{n_skipped} of {self.n_steps} steps cannot be skipped: at least one must stay")
+        kept = self.sigmas[n_skipped:]
+        return Ladder(kept, self.timesteps[n_skipped:], float(kept[0]), self.end_scale)
+
+
+def make_ladder(
+    schedule: NoiseSchedule,
+    n_steps: int,
+    rule: LadderRule,
+    sigma_spacing: SigmaSpacing = "timesteps",
+) -> Ladder:
+    """The ladder of `n_steps` steps: equal to what `set_timesteps(n_steps)` gives in Diffusers' class of that family.
+
+    Timesteps follow the config's `timestep_spacing` and `steps_offset`; `sigma_spacing` "karras" or "exponential" puts
+    the sigmas of those names in their place, over the same range. One single step always starts at the last timestep,
+    where Diffusers' "leading" and "linspace" would start at timestep 0, without any noise to remove.
+    Raises UserError when `n_steps` is out of range.
+    """
+    config, sigma_table = schedule.config, schedule.sigma.numpy()
+    t = _timesteps(schedule, n_steps, rule)
+    sigmas = np.interp(t, np.arange(schedule.n_timesteps), sigma_table)
+    if sigma_spacing != "timesteps":
+        highest, lowest = (sigma_table[-1], sigma_table[0]) if rule.one_more else (sigmas[0], sigmas[-1])
+        make = karras_sigmas if sigma_spacing == "karras" else exponential_sigmas
+        sigmas = make(float(lowest), float(highest), n_steps)
+        t = schedule.sigma_to_t(torch.from_numpy(sigmas)).numpy()
+        t = _told_timesteps(t, rule, sigma_spacing, config.beta_schedule)
+    ends_low = config.final_sigmas_type == "sigma_min" or (rule.ends_in_first_timestep and not config.set_alpha_to_one)
+    last = float(sigma_table[0]) if ends_low else 0.0
+    levels = np.append(sigmas, last)
+    # A ladder from timestep 0 to timestep 0 (no leading offset, set_alpha_to_one=False) has an empty last step.
+    if not (np.diff(levels)[:-1] < 0).all() or levels[-2] < last:
+        raise UserError(
+            f"{n_steps} steps do not fit into {schedule.n_timesteps} timesteps with timestep_spacing "
+            f"{config.timestep_spacing!r} and steps_offset {config.steps_offset}: take fewer steps"
+        )
+    unit_start = rule.unit_start or config.timestep_spacing == "leading"
+    return Ladder(
+        sigmas=torch.from_numpy(levels),
+        timesteps=torch.from_numpy(t),
+        start_scale=float(np.hypot(1, levels[0]) if unit_start else levels[0]),
+        end_scale=float(1 / np.hypot(1, last)),
+    )
+
+
+def karras_sigmas(sigma_min: float, sigma_max: float, n_steps: int, rho: float = 7.0) -> np.ndarray:
+    """Karras et al. 2022, eq. 5, without its final 0: falling, dense near sigma_min."""
+    ramp = np.linspace(0, 1, n_steps)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + ramp * (low - high)) ** rho
+
+
+def exponential_sigmas(sigma_min: float, sigma_max: float, n_steps: int) -> np.ndarray:
+    """Falling sigmas, equally far apart in log(sigma)."""
+    return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n_steps))
+
+
+def _timesteps(schedule: NoiseSchedule, n_steps: int, rule: LadderRule) -> np.ndarray:
+    """Falling timesteps as in Lin et al. 2023, table 2, and Diffusers' `set_timesteps`."""
+    config, n_train = schedule.config, schedule.n_timesteps
+    if not 1 <= n_steps <= n_train:
+        raise UserError(f"{n_steps} sampling steps: there must be at least 1 and at most {n_train}")
+    if n_steps == 1:
+        return np.array([n_train - 1.0])
+    n_points = n_steps + 1 if rule.one_more else n_steps
+    if config.timestep_spacing == "trailing":
+        rising = n_train - np.arange(n_steps)[::-1] * (n_train / n_steps)
+        return np.round(rising)[::-1] - 1
+    if config.timestep_spacing == "leading":
+        rising = np.arange(n_points, dtype=np.float64) * (n_train // n_points) + config.steps_offset
+    else:
+        rising = np.linspace(0, n_train - 1, n_points)
+        rising = np.round(rising) if rule.whole_timesteps else rising
+    return rising[n_points - n_steps :][::-1].copy()
+
+
+def _told_timesteps(t: np.ndarray, rule: LadderRule, sigma_spacing: str, beta_schedule: str) -> np.ndarray:
+    """The timesteps that Diffusers tells the network when the sigmas do not come from timesteps."""
+    if sigma_spacing == "karras" and (rule.round_karras or (rule.one_more and beta_schedule != "squaredcos_cap_v2")):
+        return np.round(t)
+    return np.trunc(t) if rule.whole_timesteps else t

@@ -1,0 +1,146 @@
+"""Training objectives: what a diffusion network is taught, and how much each noise level counts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from miniai.diffusion.parametrisation import like_images, training_target
+from miniai.diffusion.schedule import NoiseSchedule, PredictionType
+
+Network = Callable[..., Tensor]
+TimestepSampling = Literal["uniform", "logit_normal"]
+Weighting = Literal["none", "min_snr"]
+
+
+@dataclass(frozen=True)
+class DiffusionObjective:
+    """`objective(network, (x0, condition), generator) -> loss`, for a Learner.
+
+    - schedule: the training noise; its `config.prediction_type` says what the network predicts.
+    - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, see `min_snr_weight`.
+    - timesteps, stratified: see `draw_timesteps`.
+    """
+
+    schedule: NoiseSchedule
+    weighting: Weighting = "none"
+    gamma: float = 5.0
+    timesteps: TimestepSampling = "uniform"
+    stratified: bool = True
+
+    def __call__(
+        self,
+        network: Network,
+        batch: tuple[Float[Tensor, "b c h w"], Any],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        x0, condition = batch
+        t = draw_timesteps(
+            len(x0), self.schedule.n_timesteps, generator, distribution=self.timesteps, stratified=self.stratified
+        )
+        return diffusion_loss(
+            network,
+            x0,
+            self.schedule.alpha_bar,
+            self.schedule.config.prediction_type,
+            gamma=self.gamma if self.weighting == "min_snr" else None,
+            generator=generator,
+            t=t,
+            condition=condition,
+        )
+
+
+def diffusion_loss(
+    network: Network,
+    x0: Float[Tensor, "b c h w"],
+    alpha_bar: Float[Tensor, " n_timesteps"],
+    prediction_type: PredictionType,
+    *,
+    gamma: float | None,
+    generator: torch.Generator,
+    t: Int[Tensor, " b"] | None = None,
+    condition: Any = None,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the network's prediction at random noise levels, in float32: Ho et al. 2020, eq. 14.
+
+    The network is called once, as `network(x_t, t, condition)` with t in float32 and
+    x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. It may run under autocast: the error is taken in float32 anyway.
+
+    - gamma: weights of `min_snr_weight`; None for none.
+    - generator: draws t (where not given) and the noise, in float32 on its own device.
+    """
+    if t is None:
+        t = draw_timesteps(len(x0), len(alpha_bar), generator)
+    noise = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x0.device)
+    level = alpha_bar[t.to(alpha_bar.device)].double()
+    signal, spread = level.sqrt().to(x0.device, torch.float32), (1 - level).sqrt().to(x0.device, torch.float32)
+    x0 = x0.float()
+    x_t = like_images(signal, x0) * x0 + like_images(spread, x0) * noise
+    prediction = network(x_t, t.to(x0.device, torch.float32), condition)
+    sigma = ((1 - level) / level).sqrt().to(x0.device, torch.float32)
+    target = training_target(prediction_type, x0, noise, sigma)
+    error = (prediction.float() - target).square().flatten(1).mean(1)
+    if gamma is not None:
+        error = error * min_snr_weight(level, prediction_type, gamma).to(x0.device, torch.float32)
+    return error.mean()
+
+
+def min_snr_weight(
+    alpha_bar: Float[Tensor, " b"], prediction_type: PredictionType, gamma: float = 5.0
+) -> Float[Tensor, " b"]:
+    """min(SNR, gamma) as the weight of the error in x0, turned into the weight of the error in the prediction.
+
+    Hang et al. 2023, section 3.4: min(SNR, gamma) for x0, min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1)
+    for v; SNR = alpha_bar / (1 - alpha_bar). Salimans & Ho 2022, section 4, gives the errors' proportions.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    if prediction_type == "sample":
+        return snr.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+def draw_timesteps(
+    n: int,
+    n_timesteps: int,
+    generator: torch.Generator,
+    *,
+    distribution: TimestepSampling = "uniform",
+    stratified: bool = False,
+) -> Int[Tensor, " n"]:
+    """`n` timesteps in [0, n_timesteps).
+
+    - distribution: "uniform", or "logit_normal", which favours the middle: Esser et al. 2024, eq. 19, with mean 0 and
+      deviation 1.
+    - stratified: the batch covers the levels evenly, one draw in each n-th part of the distribution, in random order:
+      the same expected loss with less variance (in the spirit of Kingma et al. 2021, appendix I.1).
+    """
+    place = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+    if stratified:
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        place = (order + place) / n
+    if distribution == "logit_normal":
+        place = torch.sigmoid(torch.special.ndtri(place.clamp(1e-12, 1 - 1e-12)))
+    return (place * n_timesteps).long().clamp(max=n_timesteps - 1)
+
+
+def drop_condition(
+    condition: Shaped[Tensor, "b ..."],
+    empty: Shaped[Tensor, "..."],
+    p: float,
+    generator: torch.Generator,
+) -> Shaped[Tensor, "b ..."]:
+    """`condition` with each row replaced by `empty` with probability `p`: Ho & Salimans 2022, algorithm 1, line 3.
+
+    `empty` is one row (the empty prompt, the "no class" label), without the batch dimension.
+    """
+    if not (0 <= p <= 1 and math.isfinite(p)):
+        raise ValueError(f"a probability lies within [0, 1], and {p} does not")
+    dropped = torch.rand(len(condition), generator=generator, device=generator.device).to(condition.device) < p
+    mask = dropped.reshape(-1, *[1] * (condition.ndim - 1))
+    return torch.where(mask, empty.to(condition.device, condition.dtype), condition)

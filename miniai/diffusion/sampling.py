@@ -1,0 +1,229 @@
+"""The table of samplers, by name; how a model's scheduler file sets one up; and one call that runs it."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from miniai.base.configs import config_from_dict
+from miniai.base.errors import UserError
+from miniai.base.seeds import randn
+from miniai.diffusion import samplers
+from miniai.diffusion.ladder import Ladder, LadderRule, SigmaSpacing, make_ladder
+from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback, no_noise
+from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
+
+SamplerFunction = Callable[..., Float[Tensor, "b c h w"]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of the table.
+
+    - name, title: ours and A1111's.
+    - function: `function(denoiser, x, sigmas, *, noise, callback)`.
+    - diffusers_class: the scheduler that does the same.
+    - rule: where its steps lie.
+    - defaults: what `diffusers_class` assumes for keys that a scheduler file lacks, where ScheduleConfig's differ.
+    - clips: whether `function` itself takes `clip=` (the others are clipped by `denoiser.clipped`).
+    - sigma_spacing: "karras" for names that end so.
+    """
+
+    name: str
+    title: str
+    function: SamplerFunction
+    diffusers_class: str
+    rule: LadderRule
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    clips: bool = False
+    sigma_spacing: SigmaSpacing = "timesteps"
+
+    def ladder(self, schedule: NoiseSchedule, n_steps: int) -> Ladder:
+        """The sigmas and timesteps of `n_steps` steps; raises UserError when they do not fit the schedule."""
+        return make_ladder(schedule, n_steps, self.rule, self.sigma_spacing)
+
+
+_BETWEEN = LadderRule()
+_WHOLE = LadderRule(whole_timesteps=True, unit_start=True)
+_DPM = replace(_WHOLE, one_more=True)
+_LINSPACE = {"timestep_spacing": "linspace"}
+_LINSPACE_SD = {**_LINSPACE, "beta_start": 0.00085, "beta_end": 0.012}
+_CLIPPED = {"clip_sample": True}
+
+SAMPLERS: dict[str, Sampler] = {
+    row.name: row
+    for row in (
+        Sampler("euler", "Euler", samplers.euler, "EulerDiscreteScheduler", _BETWEEN, _LINSPACE),
+        Sampler("euler_a", "Euler a", samplers.euler_a, "EulerAncestralDiscreteScheduler", _BETWEEN, _LINSPACE),
+        Sampler("heun", "Heun", samplers.heun, "HeunDiscreteScheduler", _BETWEEN, _LINSPACE_SD),
+        Sampler("lms", "LMS", samplers.lms, "LMSDiscreteScheduler", _BETWEEN, _LINSPACE),
+        Sampler("dpm2", "DPM2", samplers.dpm2, "KDPM2DiscreteScheduler", LadderRule(round_karras=True), _LINSPACE_SD),
+        Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _WHOLE, _CLIPPED, clips=True),
+        Sampler(
+            "ddim",
+            "DDIM",
+            samplers.ddim,
+            "DDIMScheduler",
+            replace(_WHOLE, ends_in_first_timestep=True),
+            _CLIPPED,
+            clips=True,
+        ),
+        Sampler("dpmpp_2m", "DPM++ 2M", samplers.dpmpp_2m, "DPMSolverMultistepScheduler", _DPM, _LINSPACE),
+        Sampler("dpmpp_2m_sde", "DPM++ 2M SDE", samplers.dpmpp_2m_sde, "DPMSolverMultistepScheduler", _DPM, _LINSPACE),
+    )
+}
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of that name: ours ("euler_a"), A1111's ("Euler a") or Diffusers' class.
+
+    "Karras" or "Exponential" at the end ("DPM++ 2M Karras", "dpmpp_2m_karras") sets the spacing of the sigmas.
+    Raises UserError, listing the samplers there are, for any other name.
+    """
+    asked = _letters(name)
+    for sampler in SAMPLERS.values():
+        known = {_letters(word) for word in (sampler.name, sampler.title, sampler.diffusers_class)}
+        for spacing in ("timesteps", "karras", "exponential"):
+            suffix = "" if spacing == "timesteps" else spacing
+            if asked in {word + suffix for word in known}:
+                title = sampler.title + (f" {suffix.capitalize()}" if suffix else "")
+                return replace(sampler, title=title, sigma_spacing=spacing)
+    raise UserError(
+        f"unknown sampler {name!r}: there are {', '.join(SAMPLERS)}, each also with _karras or _exponential"
+    )
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
+
+
+# Keys of scheduler files that only samplers which we do not have, or choices that change nothing here, look at.
+_IGNORED = {
+    "skip_prk_steps",
+    "variance_type",
+    "solver_order",
+    "algorithm_type",
+    "solver_type",
+    "lower_order_final",
+    "euler_at_final",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "sample_max_value",
+    "dynamic_thresholding_ratio",
+    "flow_shift",
+    "time_shift_type",
+    "sigma_min",
+    "sigma_max",
+}
+# Options that would change the picture and are not there: only these values are understood.
+_ONLY: dict[str, Any] = {
+    "thresholding": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "lambda_min_clipped": -float("inf"),
+}
+
+
+def sampler_from_file(values: Mapping[str, Any], where: str) -> Sampler:
+    """The sampler that a `scheduler_config.json` names: `_class_name`, and for DPM-Solver `algorithm_type`.
+
+    PNDM, which Stable Diffusion 1.x names, becomes DDIM: the same steps to first order. Raises UserError, naming the
+    file `where`, if there is no such sampler.
+    """
+    class_name = str(values.get("_class_name", "DDIMScheduler"))
+    algorithm = values.get("algorithm_type", "dpmsolver++")
+    if class_name == "DPMSolverMultistepScheduler":
+        names = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
+        if algorithm not in names or values.get("solver_order", 2) != 2:
+            raise UserError(
+                f"{where}: {algorithm} of order {values.get('solver_order', 2)} is not there: name a sampler"
+            )
+        name = names[algorithm]
+    else:
+        name = {"PNDMScheduler": "DDIMScheduler"}.get(class_name, class_name)
+    karras, exponential = values.get("use_karras_sigmas"), values.get("use_exponential_sigmas")
+    suffix = "_karras" if karras else "_exponential" if exponential else ""
+    try:
+        return find_sampler(name + suffix)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> ScheduleConfig:
+    """The contents of a `scheduler_config.json` as `sampler` reads them.
+
+    A key that the file lacks takes the default of the sampler's own Diffusers class, as `from_config` does there.
+    Raises UserError, naming the file `where`, for unknown keys and for options that would change the picture unseen.
+    """
+    for key, understood in _ONLY.items():
+        if values.get(key, understood) not in (understood, None):
+            raise UserError(f"{where}: {key} = {values[key]!r} is not supported: only {understood!r} is")
+    kept = {key: value for key, value in values.items() if key not in _IGNORED and key not in _ONLY}
+    return config_from_dict(ScheduleConfig, {**sampler.defaults, **kept}, where)
+
+
+def fresh_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor | None = None) -> Noise:
+    """The `noise` of a sampler: each call draws on from the generators, one per image; device and dtype as of `like`.
+
+    Steps come in order, so the draw of step i follows from the seeds alone. The start noise is drawn before them, from
+    the same generators.
+    """
+
+    def draw(i: int) -> Tensor:
+        noise = randn(shape, generators)
+        return noise if like is None else noise.to(like.device, like.dtype)
+
+    return draw
+
+
+class StopSampling(Exception):  # noqa: N818 - a callback's wish, not an error
+    """Raised by a callback to end sampling after the step it was called for."""
+
+
+def sample(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    ladder: Ladder,
+    start_noise: Float[Tensor, "b c h w"],
+    *,
+    x0: Float[Tensor, "b c h w"] | None = None,
+    noise: Noise = no_noise,
+    callback: Callback = no_callback,
+    clip: float | None = None,
+    **options: Any,
+) -> Float[Tensor, "b c h w"]:
+    """Run `sampler` down `ladder` from unit noise, and return clean latents.
+
+    - x0: a picture to start from, at noise level ladder.sigmas[0] (see `Ladder.after`); without it, pure noise.
+    - clip: bound for x0 at each step (`clip_sample`); None for latents.
+    - callback: as samplers call it; it may raise StopSampling, and the estimate x0 of that step is returned.
+    - options: the sampler's own keywords, such as eta or s_churn.
+    """
+    stopped: list[Tensor] = []
+
+    def watch(i: int, x: Tensor, sigma: float, x0: Tensor) -> Tensor | None:
+        try:
+            return callback(i, x, sigma, x0)
+        except StopSampling:
+            stopped.append(x0)
+            raise
+
+    if clip is not None and sampler.clips:
+        options["clip"] = clip
+    elif clip is not None:
+        unclipped = denoiser
+        denoiser = lambda x, sigma: unclipped(x, sigma).clamp(-clip, clip)  # noqa: E731
+    x = start_noise * ladder.start_scale if x0 is None else x0 + start_noise * float(ladder.sigmas[0])
+    try:
+        x = sampler.function(denoiser, x, ladder.sigmas, noise=noise, callback=watch, **options)
+    except StopSampling:
+        return stopped[-1]
+    return x * ladder.end_scale
