@@ -238,10 +238,19 @@ class Learner:
     def _randomness(self) -> Iterator[None]:
         """Make what draws from torch's global generators (dropout) follow from (seed, step), and leave no trace."""
         source = (self.seed, self.step if self.training else self._valid_index, *_DROPOUT)
-        cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(make_generator(*source).initial_seed())
+        seed = make_generator(*source).initial_seed()
+        # torch.manual_seed would, before CUDA is first used, format a stack trace each time: 1 ms.
+        generators = [torch.default_generator]
+        if torch.cuda.is_initialized():
+            generators += torch.cuda.default_generators
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     @contextmanager
     def _cleaning_up(self) -> Iterator[None]:
