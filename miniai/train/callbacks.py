@@ -56,13 +56,10 @@ class Precision(Callback):
         if dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"Precision trains in bfloat16 or float32, not {dtype}, whose loss would need scaling")
         self.dtype, self.enabled = dtype, enabled and dtype != torch.float32
-        self.device_type = "cpu"
-
-    def before_fit(self, learner: Learner) -> None:
-        self.device_type = next(learner.model.parameters()).device.type
 
     def around_forward(self, learner: Learner) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device_type, self.dtype, enabled=self.enabled)
+        device = next(learner.model.parameters()).device
+        return torch.autocast(device.type, self.dtype, enabled=self.enabled)
 
 
 class GradientClip(Callback):

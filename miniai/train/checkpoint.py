@@ -5,6 +5,7 @@ import os
 import re
 import time
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ class Checkpoint(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; choose another") from error
+        if not os.access(self.folder, os.W_OK):
+            raise UserError(f"cannot write checkpoints into {self.folder}: permission denied; choose another folder")
+        if learner.step == 0 and checkpoints(self.folder):
+            raise UserError(
+                f"{self.folder} holds an earlier training's checkpoints: resume it, or choose another folder"
+            )
         self._last_time = time.monotonic()
         self._last_place = _place(learner)
 
@@ -70,8 +77,11 @@ class Checkpoint(Callback):
         path = self.folder / f"step-{learner.step:07d}.safetensors"
         save_checkpoint(learner, path)
         self._last_time, self._last_place = time.monotonic(), _place(learner)
-        for old in checkpoints(self.folder)[self.keep :]:
-            old.unlink(missing_ok=True)
+        # Newer ones are damaged files that a resume passed over: kept, they would push out the good ones.
+        found = checkpoints(self.folder)
+        newer, own = found[: found.index(path)], found[found.index(path) :]
+        for other in newer + own[self.keep :]:
+            other.unlink(missing_ok=True)
         return path
 
 
@@ -86,8 +96,9 @@ def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 def resume(learner: Learner, folder: str | os.PathLike[str]) -> bool:
     """Put `learner` where the newest checkpoint in `folder` stands that loads; False if there is none.
 
-    A damaged checkpoint is passed over with a warning. Raises UserError if all are damaged, or if one does not belong
-    to this learner (another model, optimizer or seed).
+    The optimizer's settings (learning rate, weight decay) come from the checkpoint too. A damaged checkpoint is passed
+    over with a warning. Raises UserError if all are damaged, or if one does not belong to this learner (another model,
+    optimizer or seed).
     """
     found = checkpoints(folder)
     for path in found:
@@ -116,14 +127,14 @@ def save_checkpoint(learner: Learner, path: str | os.PathLike[str]) -> None:
             "epoch": learner.epoch,
             "batch_index": learner.batch_index,
             "seed": learner.seed,
-            "n_batches": len(learner.train),
+            "data": _data_of(learner),
             "scalars": learner.scalars,
             "valid_scalars": learner.valid_scalars,
         },
     }
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
-    write_weights(path, tensors, {"miniai": _FORMAT, "state": json.dumps(tree)})
+    write_weights(path, tensors, {"miniai": _FORMAT, "state": json.dumps(tree), "crc32": _checksum(tensors)})
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,6 +143,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if metadata.get("miniai") != _FORMAT:
         raise UserError(f"{path} is not a training checkpoint of this version: start training anew")
     tensors = {name: tensor.clone() for name, tensor in read_weights(path).items()}  # free of the file
+    if metadata.get("crc32") != _checksum(tensors):
+        raise UserError(f"{path} is damaged (its checksum is wrong): delete it")
     try:
         return _unpack(json.loads(metadata["state"]), tensors)
     except (KeyError, ValueError, TypeError) as error:
@@ -157,10 +170,9 @@ def _apply(learner: Learner, state: dict[str, Any], path: Path) -> None:
             callback.load_state_dict(saved[name])  # type: ignore[attr-defined]
     learner.step, learner.epoch, learner.batch_index = own["step"], own["epoch"], own["batch_index"]
     learner.scalars, learner.valid_scalars = own["scalars"], own["valid_scalars"]
-    if own["n_batches"] != len(learner.train):
+    if own["data"] != _data_of(learner):
         warnings.warn(
-            f"{path.name} had {own['n_batches']} batches per epoch, the data now make {len(learner.train)}: "
-            "the epoch starts again",
+            f"{path.name} was trained on other batches (on {own['data']}): the epoch starts again",
             stacklevel=3,
         )
         learner.batch_index = 0
@@ -182,12 +194,27 @@ def _place(learner: Learner) -> tuple[int, int, int]:
     return learner.step, learner.epoch, learner.batch_index
 
 
+def _data_of(learner: Learner) -> dict[str, Any]:
+    """What decides which items make a batch."""
+    loader = learner.train
+    return {name: getattr(loader, name) for name in ("n_items", "batch_size", "seed", "shuffle", "drop_last")}
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of all the bytes: a disk's wrong bit in a weight would otherwise go unseen (1 s per GB)."""
+    total = 0
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous().reshape(-1)
+        total = zlib.crc32(data.view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
 def _stateful(learner: Learner) -> dict[str, Callback]:
     """The callbacks that have a state, by name; the second EMA is "EMA-2"."""
     found: dict[str, Callback] = {}
     for callback in learner.callbacks:
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-            n_same = sum(type(other) is type(callback) for other in found.values())
+            n_same = sum(other.name == callback.name for other in found.values())
             found[callback.name if n_same == 0 else f"{callback.name}-{n_same + 1}"] = callback
     return found
 

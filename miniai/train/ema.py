@@ -16,7 +16,7 @@ class EMA(Callback):
     `d = min(decay, (1 + n) / (warmup + n))` at update n = 1, 2, …: early on the average is short, so that the random
     start is forgotten (TensorFlow's `ExponentialMovingAverage(num_updates)`, with warmup 10); `warmup=1` leaves
     `decay`. With `every=k` the shadows move only each k-th step, by d to the power k: nearly the same average for a
-    k-th of the cost.
+    k-th of the cost. Buffers, and weights that are not trained, have no average.
     """
 
     order = 50

@@ -60,6 +60,7 @@ class NaNGuard(Callback):
             return
         # A loss is seldom the first to go: name a weight instead, if one is already lost.
         self._check("weight", learner.model.named_parameters(), learner.step + 1)
+        # On a GPU, where the flag is read late, the loss at hand may be a better one again.
         raise _not_finite("loss", learner.loss, learner.step + 1)
 
     def _check(self, kind: str, named: Iterable[tuple[str, Tensor]], step: int) -> None:
@@ -75,7 +76,8 @@ class NaNGuard(Callback):
 
 
 def _not_finite(name: str, tensor: Tensor, step: int) -> UserError:
-    what = "NaN" if bool(torch.isnan(tensor.detach()).any()) else "Inf"
+    tensor = tensor.detach()
+    what = "NaN" if bool(tensor.isnan().any()) else "Inf" if bool(tensor.isinf().any()) else "or was NaN or Inf"
     return UserError(
         f"training stopped at step {step}: {name} is {what}; the last good checkpoint is kept: "
         "resume it with a lower learning rate or stronger clipping"

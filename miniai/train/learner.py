@@ -41,6 +41,11 @@ class CallbackError(RuntimeError):
 class Callback:
     """One concern of training. Callbacks run by ascending `order`, and those of equal order as they were given.
 
+    A fit is `before_fit`, epochs, `after_fit`; an epoch is `before_epoch`, batches, validation, `after_epoch`; a batch
+    is `before_batch`, forward, `after_loss`, backward, `after_backward`, step, `after_step`, `after_batch`; validation
+    is `before_validate`, batches without what follows `after_loss`, `after_validate`. A cancelled level's last event
+    (`after_batch`, `after_epoch`, `after_fit`) still runs; after an error only `cleanup` does.
+
     | order | what | why there |
     | --- | --- | --- |
     | -100 | Device | the rest sees tensors where they will be used |
@@ -64,6 +69,8 @@ class Callback:
     def after_batch(self, learner: "Learner") -> None: ...
     def after_epoch(self, learner: "Learner") -> None: ...
     def after_fit(self, learner: "Learner") -> None: ...
+    def before_validate(self, learner: "Learner") -> None: ...
+    def after_validate(self, learner: "Learner") -> None: ...
 
     def before_save(self, learner: "Learner") -> None:
         """Just before a checkpoint is written; raising here keeps the previous one as the newest."""
@@ -198,24 +205,29 @@ class Learner:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """One pass over `valid` with the model in eval mode and, each time, the same noise; sets `valid_scalars`."""
+        """One pass over `valid` with the model in eval mode and, each time, the same noise; sets `valid_scalars`.
+
+        Part of each epoch, and good alone: `with ema.swap(model): learner.validate()`.
+        """
         if self.valid is None:
             raise ValueError("this Learner was given no validation data")
-        self.training = False
-        self.model.eval()
         sums: dict[str, Tensor] = {}
         n_items = 0
+        self.training, was_training = False, self.model.training
+        self.model.eval()
         try:
+            self.event("before_validate")
             for index, batch in enumerate(self.valid.batches(0)):
                 self._valid_index, self.batch, self.scalars = index, batch, {}
                 self.one_batch()
-                n_items += batch_size_of(self.batch)
+                n_items += batch_size_of(self.batch) if self.scalars else 0  # none: the batch was cancelled
                 for name, value in self.scalars.items():
                     sums[name] = sums.get(name, 0.0) + value.double() * batch_size_of(self.batch)
+            self.valid_scalars = {name: (value / n_items).item() for name, value in sums.items()}
+            self.event("after_validate")
         finally:
             self.training = True
-            self.model.train()
-        self.valid_scalars = {name: (value / n_items).item() for name, value in sums.items()}
+            self.model.train(was_training)
         return self.valid_scalars
 
     def generator(self) -> torch.Generator:

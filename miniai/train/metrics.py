@@ -48,7 +48,7 @@ class Metrics(Callback):
     def __init__(self, metrics: Mapping[str, Metric], inputs: Callable[[Learner], Sequence[Any]]) -> None:
         self.metrics, self.inputs = dict(metrics), inputs
 
-    def before_epoch(self, learner: Learner) -> None:
+    def before_validate(self, learner: Learner) -> None:
         for metric in self.metrics.values():
             metric.reset()
 
@@ -58,7 +58,6 @@ class Metrics(Callback):
             for metric in self.metrics.values():
                 metric.update(*arguments)
 
-    def after_epoch(self, learner: Learner) -> None:
-        if learner.valid is not None:
-            for name, metric in self.metrics.items():
-                learner.valid_scalars[name] = float(metric.compute())
+    def after_validate(self, learner: Learner) -> None:
+        for name, metric in self.metrics.items():
+            learner.valid_scalars[name] = float(metric.compute())

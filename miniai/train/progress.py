@@ -45,12 +45,13 @@ class Recorder(Callback):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "r+b" if self._n_bytes else "wb", buffering=0)  # noqa: SIM115
-            if self._file.seek(0, os.SEEK_END) < self._n_bytes:
-                raise UserError(f"{self.path} is shorter than its checkpoint says: put it back, or start anew")
+            n_bytes = self._file.seek(0, os.SEEK_END)
             self._file.truncate(self._n_bytes)
             self._file.seek(self._n_bytes)
         except OSError as error:
-            raise UserError(f"cannot write the log {self.path}: {error.strerror}") from error
+            raise UserError(f"cannot continue the log {self.path}: {(error.strerror or str(error)).lower()}") from error
+        if n_bytes < self._n_bytes:
+            raise UserError(f"the log {self.path} is shorter than its checkpoint says: put it back, or start anew")
 
     def after_step(self, learner: Learner) -> None:
         loss = learner.loss.detach().float()
@@ -62,9 +63,8 @@ class Recorder(Callback):
             scalars = {name: value.item() for name, value in learner.scalars.items()}
             self.add(learner, scalars | {"loss_smooth": self.smooth_loss(), "lr": float(rate)})
 
-    def after_epoch(self, learner: Learner) -> None:
-        if learner.valid_scalars:
-            self.add(learner, {f"valid_{name}": value for name, value in learner.valid_scalars.items()})
+    def after_validate(self, learner: Learner) -> None:
+        self.add(learner, {f"valid_{name}": value for name, value in learner.valid_scalars.items()})
 
     def cleanup(self, learner: Learner) -> None:
         if self._file is not None:
