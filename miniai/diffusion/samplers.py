@@ -11,13 +11,13 @@ Every sampler has the same contract, `sampler(denoiser, x, sigmas, *, noise, cal
   the estimate of this step. What it returns, unless None, takes the place of x.
 
 In these coordinates most samplers are one idea, `step_towards`: keep x0 and let the noise around it shrink. They differ
-in which x0 they trust, and in how much fresh noise they put in place of the old.
+in which x0 they trust, and in how much fresh noise they put in place of the old. Those here look at one step alone;
+those that remember earlier steps are in `miniai.diffusion.multistep`.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -197,76 +197,6 @@ def dpm2(
     return x
 
 
-def lms(
-    denoiser: Denoiser,
-    x: Float[Tensor, "b c h w"],
-    sigmas: Float[Tensor, " n_plus_1"],
-    *,
-    noise: Noise = no_noise,
-    callback: Callback = no_callback,
-    order: int = 4,
-) -> Float[Tensor, "b c h w"]:
-    """Linear multistep (Adams-Bashforth on uneven steps): one call per step, and the last `order` slopes remembered.
-
-    Source: k-diffusion's `sample_lms`.
-    """
-    levels = sigmas.tolist()
-    slopes: list[Tensor] = []  # newest first
-    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        x0 = denoiser(x, per_image(x, sigma))
-        slopes = [(x - x0) / sigma, *slopes[: order - 1]]
-        weights = multistep_weights(levels[i - len(slopes) + 1 : i + 1][::-1], sigma_next)
-        for weight, slope in zip(weights, slopes, strict=True):
-            x = x + weight * slope
-        x = end_of_step(callback, i, x, sigma_next, x0)
-    return x
-
-
-def dpmpp_2m(
-    denoiser: Denoiser,
-    x: Float[Tensor, "b c h w"],
-    sigmas: Float[Tensor, " n_plus_1"],
-    *,
-    noise: Noise = no_noise,
-    callback: Callback = no_callback,
-) -> Float[Tensor, "b c h w"]:
-    """DPM-Solver++(2M), second order, one call per step: Lu et al. 2022 (DPM-Solver++), algorithm 2."""
-    levels = sigmas.tolist()
-    x0_last: Tensor | None = None
-    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        x0 = denoiser(x, per_image(x, sigma))
-        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i)
-        x = step_towards(aim, x, sigma_next / sigma)
-        x, x0_last = end_of_step(callback, i, x, sigma_next, x0), x0
-    return x
-
-
-def dpmpp_2m_sde(
-    denoiser: Denoiser,
-    x: Float[Tensor, "b c h w"],
-    sigmas: Float[Tensor, " n_plus_1"],
-    *,
-    noise: Noise,
-    callback: Callback = no_callback,
-    eta: float = 1.0,
-) -> Float[Tensor, "b c h w"]:
-    """SDE-DPM-Solver++(2M), midpoint form: Lu et al. 2022 (DPM-Solver++), appendix; eta 0 is `dpmpp_2m`.
-
-    `eta` scales the fresh noise as in k-diffusion's `sample_dpmpp_2m_sde`.
-    """
-    levels = sigmas.tolist()
-    x0_last: Tensor | None = None
-    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        x0 = denoiser(x, per_image(x, sigma))
-        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i)
-        shrink = sigma_next / sigma
-        x = step_towards(aim, x, shrink ** (1 + eta))
-        if sigma_next > 0 and eta > 0:
-            x = x + noise(i) * (sigma_next * (1 - shrink ** (2 * eta)) ** 0.5)
-        x, x0_last = end_of_step(callback, i, x, sigma_next, x0), x0
-    return x
-
-
 def step_towards(x0: Tensor, x: Tensor, shrink: float) -> Tensor:
     """x with its distance to x0 times `shrink` = sigma_next / sigma: solves dx/dsigma = (x - x0) / sigma for fixed x0.
 
@@ -292,34 +222,6 @@ def churn(s_churn: float, n_steps: int) -> float:
 def add_noise(x: Tensor, sigma: float, sigma_up: float, noise: Tensor) -> Tensor:
     """x of level `sigma` raised to the higher level `sigma_up`."""
     return x + noise * (sigma_up**2 - sigma**2) ** 0.5
-
-
-def extrapolate(x0: Tensor, x0_last: Tensor, levels: list[float], i: int) -> Tensor:
-    """x0 carried half a step on along its change since the last step, in log(sigma): DPM-Solver++, algorithm 2, line 9.
-
-    Plain x0 where no half step is left, in the step to sigma 0; and, as Diffusers has it, in the last step of fewer
-    than 15 if that ends above 0.
-    """
-    n_steps = len(levels) - 1
-    if levels[i + 1] == 0 or (i == n_steps - 1 and n_steps < 15):
-        return x0
-    step, step_last = np.log(levels[i] / levels[i + 1]), np.log(levels[i - 1] / levels[i])
-    return x0 + (x0 - x0_last) * float(step / step_last / 2)
-
-
-def multistep_weights(levels: list[float], sigma_next: float) -> list[float]:
-    """The weight of the slope at each of `levels` (newest first) in a step from levels[0] to sigma_next.
-
-    Integrals of Lagrange's basis polynomials, exact: Gauss-Legendre with m nodes integrates degree 2m - 1.
-    """
-    nodes, node_weights = np.polynomial.legendre.leggauss(max(1, (len(levels) + 1) // 2))
-    half = (sigma_next - levels[0]) / 2
-    at = levels[0] + half * (nodes + 1)
-    basis = [
-        np.prod([(at - other) / (own - other) for other in levels if other != own], axis=0) * np.ones_like(at)
-        for own in levels
-    ]
-    return [float(half * (node_weights * values).sum()) for values in basis]
 
 
 def per_image(x: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, " b"]:

@@ -12,10 +12,11 @@ from torch import Tensor
 from miniai.base.configs import config_from_dict
 from miniai.base.errors import UserError
 from miniai.base.seeds import randn
-from miniai.diffusion import samplers
+from miniai.diffusion import multistep, samplers
+from miniai.diffusion.denoiser import clipped
 from miniai.diffusion.ladder import Ladder, LadderRule, SigmaSpacing, make_ladder
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback, no_noise
-from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
+from miniai.diffusion.schedule import NoiseSchedule, PredictionType, ScheduleConfig
 
 SamplerFunction = Callable[..., Float[Tensor, "b c h w"]]
 
@@ -29,7 +30,8 @@ class Sampler:
     - diffusers_class: the scheduler that does the same.
     - rule: where its steps lie.
     - defaults: what `diffusers_class` assumes for keys that a scheduler file lacks, where ScheduleConfig's differ.
-    - clips: whether `function` itself takes `clip=` (the others are clipped by `denoiser.clipped`).
+    - reads: which of the keys that only some Diffusers classes read, `diffusers_class` does.
+    - takes: which of `clip` and `prediction_type` the function itself wants to know, see `sample`.
     - sigma_spacing: "karras" for names that end so.
     """
 
@@ -39,7 +41,8 @@ class Sampler:
     diffusers_class: str
     rule: LadderRule
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    clips: bool = False
+    reads: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     sigma_spacing: SigmaSpacing = "timesteps"
 
     def ladder(self, schedule: NoiseSchedule, n_steps: int) -> Ladder:
@@ -48,32 +51,38 @@ class Sampler:
 
 
 _BETWEEN = LadderRule()
+_BETWEEN_ROUNDED = LadderRule(round_karras=True)
 _WHOLE = LadderRule(whole_timesteps=True, unit_start=True)
+_TO_FIRST = replace(_WHOLE, ends_in_first_timestep=True)
 _DPM = replace(_WHOLE, one_more=True)
 _LINSPACE = {"timestep_spacing": "linspace"}
 _LINSPACE_SD = {**_LINSPACE, "beta_start": 0.00085, "beta_end": 0.012}
 _CLIPPED = {"clip_sample": True}
+_LAST_ALPHA = {"set_alpha_to_one": False}
+_CLIP = ("clip_sample", "clip_sample_range")
+_FINAL = ("final_sigmas_type",)
 
 SAMPLERS: dict[str, Sampler] = {
     row.name: row
     for row in (
-        Sampler("euler", "Euler", samplers.euler, "EulerDiscreteScheduler", _BETWEEN, _LINSPACE),
+        Sampler("euler", "Euler", samplers.euler, "EulerDiscreteScheduler", _BETWEEN, _LINSPACE, _FINAL),
         Sampler("euler_a", "Euler a", samplers.euler_a, "EulerAncestralDiscreteScheduler", _BETWEEN, _LINSPACE),
-        Sampler("heun", "Heun", samplers.heun, "HeunDiscreteScheduler", _BETWEEN, _LINSPACE_SD),
-        Sampler("lms", "LMS", samplers.lms, "LMSDiscreteScheduler", _BETWEEN, _LINSPACE),
-        Sampler("dpm2", "DPM2", samplers.dpm2, "KDPM2DiscreteScheduler", LadderRule(round_karras=True), _LINSPACE_SD),
-        Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _WHOLE, _CLIPPED, clips=True),
+        Sampler("heun", "Heun", samplers.heun, "HeunDiscreteScheduler", _BETWEEN, _LINSPACE_SD, _CLIP),
+        Sampler("lms", "LMS", multistep.lms, "LMSDiscreteScheduler", _BETWEEN, _LINSPACE),
+        Sampler("dpm2", "DPM2", samplers.dpm2, "KDPM2DiscreteScheduler", _BETWEEN_ROUNDED, _LINSPACE_SD),
+        Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _WHOLE, _CLIPPED, _CLIP, ("clip",)),
+        Sampler("ddim", "DDIM", samplers.ddim, "DDIMScheduler", _TO_FIRST, _CLIPPED, _CLIP, ("clip",)),
+        Sampler("pndm", "PLMS", multistep.pndm, "PNDMScheduler", _TO_FIRST, _LAST_ALPHA, (), ("prediction_type",)),
+        Sampler("dpmpp_2m", "DPM++ 2M", multistep.dpmpp_2m, "DPMSolverMultistepScheduler", _DPM, _LINSPACE, _FINAL),
         Sampler(
-            "ddim",
-            "DDIM",
-            samplers.ddim,
-            "DDIMScheduler",
-            replace(_WHOLE, ends_in_first_timestep=True),
-            _CLIPPED,
-            clips=True,
+            "dpmpp_2m_sde",
+            "DPM++ 2M SDE",
+            multistep.dpmpp_2m_sde,
+            "DPMSolverMultistepScheduler",
+            _DPM,
+            _LINSPACE,
+            _FINAL,
         ),
-        Sampler("dpmpp_2m", "DPM++ 2M", samplers.dpmpp_2m, "DPMSolverMultistepScheduler", _DPM, _LINSPACE),
-        Sampler("dpmpp_2m_sde", "DPM++ 2M SDE", samplers.dpmpp_2m_sde, "DPMSolverMultistepScheduler", _DPM, _LINSPACE),
     )
 }
 
@@ -101,7 +110,7 @@ def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
 
 
-# Keys of scheduler files that only samplers which we do not have, or choices that change nothing here, look at.
+# Options of scheduler files that are about samplers we do not have, or that change nothing here.
 _IGNORED = {
     "skip_prk_steps",
     "variance_type",
@@ -116,10 +125,11 @@ _IGNORED = {
     "dynamic_thresholding_ratio",
     "flow_shift",
     "time_shift_type",
-    "sigma_min",
-    "sigma_max",
+    "predict_x0",
+    "solver_p",
+    "disable_corrector",
 }
-# Options that would change the picture and are not there: only these values are understood.
+# Options that would change the picture: only these values are understood.
 _ONLY: dict[str, Any] = {
     "thresholding": False,
     "use_beta_sigmas": False,
@@ -129,26 +139,29 @@ _ONLY: dict[str, Any] = {
     "interpolation_type": "linear",
     "timestep_type": "discrete",
     "lambda_min_clipped": -float("inf"),
+    "sigma_min": None,
+    "sigma_max": None,
 }
+# Options that some Diffusers classes have and the others pass over in silence: `Sampler.reads` says which.
+_READ_BY_SOME = {"clip_sample", "clip_sample_range", "final_sigmas_type"}
 
 
 def sampler_from_file(values: Mapping[str, Any], where: str) -> Sampler:
     """The sampler that a `scheduler_config.json` names: `_class_name`, and for DPM-Solver `algorithm_type`.
 
-    PNDM, which Stable Diffusion 1.x names, becomes DDIM: the same steps to first order. Raises UserError, naming the
+    PNDM is run without its Runge-Kutta steps (`skip_prk_steps`). Raises UserError, naming the
     file `where`, if there is no such sampler.
     """
     class_name = str(values.get("_class_name", "DDIMScheduler"))
     algorithm = values.get("algorithm_type", "dpmsolver++")
+    order, form = values.get("solver_order", 2), values.get("solver_type", "midpoint")
     if class_name == "DPMSolverMultistepScheduler":
         names = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
-        if algorithm not in names or values.get("solver_order", 2) != 2:
-            raise UserError(
-                f"{where}: {algorithm} of order {values.get('solver_order', 2)} is not there: name a sampler"
-            )
+        if algorithm not in names or order != 2 or form == "heun":
+            raise UserError(f"{where}: {algorithm}, order {order}, {form}, is not there: choose a sampler by name")
         name = names[algorithm]
     else:
-        name = {"PNDMScheduler": "DDIMScheduler"}.get(class_name, class_name)
+        name = class_name
     karras, exponential = values.get("use_karras_sigmas"), values.get("use_exponential_sigmas")
     suffix = "_karras" if karras else "_exponential" if exponential else ""
     try:
@@ -166,7 +179,10 @@ def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> 
     for key, understood in _ONLY.items():
         if values.get(key, understood) not in (understood, None):
             raise UserError(f"{where}: {key} = {values[key]!r} is not supported: only {understood!r} is")
-    kept = {key: value for key, value in values.items() if key not in _IGNORED and key not in _ONLY}
+    if sampler.name == "ddpm" and values.get("variance_type") not in ("fixed_small", None):
+        raise UserError(f"{where}: variance_type = {values['variance_type']!r} is not supported: only 'fixed_small' is")
+    passed_over = _IGNORED | set(_ONLY) | (_READ_BY_SOME - set(sampler.reads))
+    kept = {key: value for key, value in values.items() if key not in passed_over}
     return config_from_dict(ScheduleConfig, {**sampler.defaults, **kept}, where)
 
 
@@ -198,12 +214,14 @@ def sample(
     noise: Noise = no_noise,
     callback: Callback = no_callback,
     clip: float | None = None,
+    prediction_type: PredictionType = "epsilon",
     **options: Any,
 ) -> Float[Tensor, "b c h w"]:
     """Run `sampler` down `ladder` from unit noise, and return clean latents.
 
     - x0: a picture to start from, at noise level ladder.sigmas[0] (see `Ladder.after`); without it, pure noise.
-    - clip: bound for x0 at each step (`clip_sample`); None for latents.
+    - clip: bound for x0 at each step (`clip_sample_range` if `clip_sample`); None for latents.
+    - prediction_type: the network's; it matters to PNDM alone.
     - callback: as samplers call it; it may raise StopSampling, and the estimate x0 of that step is returned.
     - options: the sampler's own keywords, such as eta or s_churn.
     """
@@ -216,11 +234,11 @@ def sample(
             stopped.append(x0)
             raise
 
-    if clip is not None and sampler.clips:
-        options["clip"] = clip
-    elif clip is not None:
-        unclipped = denoiser
-        denoiser = lambda x, sigma: unclipped(x, sigma).clamp(-clip, clip)  # noqa: E731
+    if clip is not None and "clip" not in sampler.takes:
+        denoiser = clipped(denoiser, clip)
+    options |= {
+        name: value for name, value in (("clip", clip), ("prediction_type", prediction_type)) if name in sampler.takes
+    }
     x = start_noise * ladder.start_scale if x0 is None else x0 + start_noise * float(ladder.sigmas[0])
     try:
         x = sampler.function(denoiser, x, ladder.sigmas, noise=noise, callback=watch, **options)
