@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The one exception and the one warning that users are meant to read."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints that line and exits with code 2; a library caller gets it as an ordinary exception.
     """
+
+
+class UserNotice(UserWarning):
+    """Something the user should know about a result that was nevertheless made; one clear line, shown as a warning."""

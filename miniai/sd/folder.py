@@ -1,0 +1,206 @@
+"""A model's folder in the layout of Diffusers: read with every doubt an error, written so that Diffusers loads it.
+
+model_index.json   which class each part is of
+tokenizer/         vocab.json, merges.txt, tokenizer_config.json
+text_encoder/      config.json, model.safetensors
+unet/, vae/        config.json, diffusion_pytorch_model.safetensors
+scheduler/         scheduler_config.json
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from miniai.base.configs import config_to_dict
+from miniai.base.errors import UserError
+from miniai.base.files import read_json, write_json
+from miniai.base.weights import check_weights, load_weights, read_weights, write_weights
+from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
+from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
+from miniai.nn.unet import UNet2DConditionModel, UNetConfig
+from miniai.sd.tokenizer import CLIPTokenizer
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+TEXT_WEIGHTS = "text_encoder/model.safetensors"
+
+PIPELINE_CLASS = "StableDiffusionPipeline"
+# Part -> the classes that miniai can stand in for. Any scheduler will do: only its noise schedule is read.
+PART_CLASSES: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": ("CLIPTextModel",),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+DIFFUSERS_VERSION = "0.35.0"  # the oldest release that the tests have loaded our folders with
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of a Stable Diffusion model. `scheduler_config` is the content of scheduler_config.json."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler_config: dict[str, Any]
+
+
+def read_folder(folder: str | os.PathLike[str], dtype: torch.dtype, device: torch.device) -> Components:
+    """Read a model folder; its weights come in `dtype` on `device`, in `eval` mode.
+
+    Raises UserError, naming file, cause and remedy, for anything missing, damaged, of another class or not fitting.
+    """
+    folder = Path(folder)
+    _check_index(folder)
+
+    def read_module(weights: str, build: Callable[[dict[str, Any], str], Module]) -> Module:
+        return _read_module(folder, weights, build, dtype, device)
+
+    components = Components(
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=read_module(TEXT_WEIGHTS, lambda *config: CLIPTextModel(CLIPTextConfig.from_dict(*config))),
+        unet=read_module(UNET_WEIGHTS, lambda *config: UNet2DConditionModel(UNetConfig.from_dict(*config))),
+        vae=read_module(VAE_WEIGHTS, lambda *config: AutoencoderKL(VAEConfig.from_dict(*config))),
+        scheduler_config=_read_object(folder / SCHEDULER),
+    )
+    _check_fit(folder, components)
+    return components
+
+
+def write_folder(folder: str | os.PathLike[str], components: Components) -> None:
+    """Write a model folder that `read_folder` and `diffusers.StableDiffusionPipeline.from_pretrained` load.
+
+    Each file appears whole or not at all, and model_index.json last: without it the folder is seen to be incomplete.
+    """
+    folder = Path(folder)
+    parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    try:
+        for part in parts:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}") from error
+    components.tokenizer.save_pretrained(folder / "tokenizer")
+    text_notes = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+    _write_module(folder, TEXT_WEIGHTS, components.text_encoder, text_notes)
+    _write_module(folder, UNET_WEIGHTS, components.unet, _class_note("UNet2DConditionModel"))
+    _write_module(folder, VAE_WEIGHTS, components.vae, _class_note("AutoencoderKL"))
+    write_json(folder / SCHEDULER, components.scheduler_config)
+    write_json(folder / INDEX, _index(components.scheduler_config))
+
+
+def _check_index(folder: Path) -> None:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder of a model in the Diffusers layout")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: check the path, or train a model: 'miniai train text-to-image'")
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} has no {INDEX}: it is not a model folder in the Diffusers layout, or not complete")
+    index = _read_object(folder / INDEX)
+    found = index.get("_class_name")
+    if found != PIPELINE_CLASS:
+        raise UserError(f"{folder / INDEX} says {found}: miniai runs models of class {PIPELINE_CLASS}")
+    for part, classes in PART_CLASSES.items():
+        entry = index.get(part)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if name not in classes:
+            raise UserError(f"{folder / INDEX} says that {part} is a {name}: miniai reads {' or '.join(classes)}")
+
+
+def _read_module(
+    folder: Path, weights: str, build: Callable[[dict[str, Any], str], Module], dtype: torch.dtype, device: torch.device
+) -> Module:
+    """Build a part from its config.json without memory, check its weights against it, and only then fill it."""
+    config_path, weights_path = (folder / weights).parent / "config.json", folder / weights
+    values = _read_object(config_path)
+    try:
+        with torch.device("meta"):  # no time spent on random weights
+            module = build(values, str(config_path))
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config_path} describes a model that cannot be built ({reason}): correct it") from error
+    tensors = _known_names(_read_tensors(weights_path))
+    check_weights(module, tensors, str(weights_path))
+    module = module.to(dtype).to_empty(device=device).eval()
+    load_weights(module, tensors, str(weights_path))
+    return module
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file() and path.parent.is_dir():
+        others = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".bin", ".safetensors"))
+        if others:
+            raise UserError(f"{path} is missing (there is {others[0]}): save the model as safetensors, in one file")
+    return read_weights(path)
+
+
+def _known_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Text encoders by their one name for each tensor: transformers 5 left the prefix out, versions before 4.31 wrote a
+    buffer of position numbers."""
+    if "embeddings.token_embedding.weight" in tensors:
+        tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in tensors.items() if name != "text_model.embeddings.position_ids"}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; get the file again")
+    return values
+
+
+def _check_fit(folder: Path, parts: Components) -> None:
+    """Each part may be whole by itself and still not belong to the others."""
+    text, unet, vae = parts.text_encoder.config, parts.unet.config, parts.vae.config
+    n_tokens, window = len(parts.tokenizer), parts.tokenizer.model_max_length
+    channels = (unet.in_channels, unet.out_channels)
+    claims = [
+        (n_tokens <= text.vocab_size, f"the tokenizer has {n_tokens} tokens, the text encoder {text.vocab_size}"),
+        (
+            window <= text.max_position_embeddings,
+            f"the tokenizer's window is {window} tokens, the text encoder's {text.max_position_embeddings}",
+        ),
+        (
+            unet.cross_attention_dim == text.hidden_size,
+            f"the unet reads text of width {unet.cross_attention_dim}, the text encoder writes {text.hidden_size}",
+        ),
+        (
+            channels == (vae.latent_channels, vae.latent_channels),
+            f"the unet has {channels[0]} channels in and {channels[1]} out, the vae's latents {vae.latent_channels}",
+        ),
+    ]
+    for holds, how in claims:
+        if not holds:
+            raise UserError(f"{folder}: the parts do not belong together ({how}): get the folder again")
+
+
+def _write_module(folder: Path, weights: str, module: Any, notes: dict[str, Any]) -> None:
+    write_json((folder / weights).parent / "config.json", notes | config_to_dict(module.config))
+    write_weights(folder / weights, module.state_dict())
+
+
+def _class_note(name: str) -> dict[str, Any]:
+    return {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
+
+
+def _index(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    return _class_note(PIPELINE_CLASS) | {
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler_config.get("_class_name", "DDIMScheduler")],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
