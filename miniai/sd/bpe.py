@@ -23,31 +23,27 @@ def apply_merges(symbols: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]
 
     A heap over a linked list: n log n, so that a "word" of a million letters is no way to hang the program.
     """
-    parts = list(symbols)
+    parts: list[str | None] = list(symbols)  # None: merged into the part before it
     following = [*range(1, len(parts)), -1]
     preceding = [*range(-1, len(parts) - 1)]
-    alive = [True] * len(parts)
-
-    def rank_at(i: int) -> int:
-        j = following[i]
-        return -1 if j < 0 else ranks.get((parts[i], parts[j]), -1)
-
-    heap = [(rank, i) for i in range(len(parts)) if (rank := rank_at(i)) >= 0]
+    heap = [(ranks[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False)) if pair in ranks]
     heapq.heapify(heap)
     while heap:
         rank, i = heapq.heappop(heap)
-        if not alive[i] or rank_at(i) != rank:  # one of the two has been merged since
-            continue
         j = following[i]
-        parts[i] += parts[j]
-        alive[j] = False
+        left, right = parts[i], parts[j]
+        if left is None or right is None or j < 0 or ranks.get((left, right)) != rank:
+            continue  # one of the two has been merged since this was put on the heap
+        parts[i], parts[j] = left + right, None
         following[i] = following[j]
-        if following[j] >= 0:
-            preceding[following[j]] = i
+        if following[i] >= 0:
+            preceding[following[i]] = i
         for k in (preceding[i], i):
-            if k >= 0 and (new_rank := rank_at(k)) >= 0:
-                heapq.heappush(heap, (new_rank, k))
-    return [part for part, lives in zip(parts, alive, strict=True) if lives]
+            if k >= 0 and following[k] >= 0:
+                pair = (parts[k] or "", parts[following[k]] or "")
+                if pair in ranks:
+                    heapq.heappush(heap, (ranks[pair], k))
+    return [part for part in parts if part is not None]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[Pair]]:
