@@ -3,8 +3,9 @@
     from miniai.recipes.emoji import build_emoji
     build_emoji(Path("data/emoji"))
 
-The folder holds `train/STYLE/*.png` and `test/STYLE/*.png`, `metadata.jsonl` (one line a picture), a data card
-`README.md`, and `emoji.json`, the record of what it was built from. Nothing in it depends on the machine or the hour.
+The folder holds `train/STYLE/*.png` and `test/STYLE/*.png`, a `metadata.jsonl` in each of the two (one line a picture),
+a data card `README.md`, and `emoji.json`, the record of what it was built from. Nothing in it depends on the machine
+or the hour.
 """
 
 import hashlib
@@ -30,11 +31,24 @@ from miniai.base.files import write_json
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_card import data_card
 from miniai.recipes.emoji_concepts import (
-    EMOJIBASE_FILES, Concept, Icon, choose, known_groups, match_icons, read_concepts,
-)  # fmt: skip
+    EMOJIBASE_FILES,
+    Concept,
+    Icon,
+    Matches,
+    choose,
+    known_groups,
+    match_icons,
+    read_concepts,
+)
 from miniai.recipes.emoji_sources import (
-    EMOJIBASE, SEPARATE_STYLES, STYLES, Source, default_cache, fetch, read_members,
-)  # fmt: skip
+    EMOJIBASE,
+    SEPARATE_STYLES,
+    STYLES,
+    Source,
+    default_cache,
+    fetch,
+    read_members,
+)
 
 RECORD = "emoji.json"  # its presence says that a folder was built here and may be replaced
 HELD_OUT_SHARE = 0.05
@@ -43,7 +57,7 @@ SIZES = (16, 1024)
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to render and its line in metadata.jsonl. `split` is "train" or "test"."""
+    """One picture to render and its line in metadata.jsonl. `split` is "train", "test" or "left out"."""
 
     concept: Concept
     style: str
@@ -52,7 +66,8 @@ class Picture:
 
     @property
     def file_name(self) -> str:
-        return f"{self.split}/{self.style}/{self.concept.hexcode.lower()}.png"
+        """Path inside the folder of the split."""
+        return f"{self.style}/{self.concept.hexcode.lower()}.png"
 
 
 @dataclass(frozen=True)
@@ -107,20 +122,20 @@ def build_emoji(
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
     npm or resvg-py missing, no connection, a tarball that is not the pinned one.
     """
-    packages = dict(STYLES | SEPARATE_STYLES) if sources is None else dict(sources)
+    packages = {**STYLES, **SEPARATE_STYLES} if sources is None else dict(sources)
     _check_request(out, styles, size, packages)
     cache = cache or default_cache()
-    concepts, by_style, unmatched = _read_sources(styles, packages, emojibase, cache)
+    concepts, matches = _read_sources(styles, packages, emojibase, cache)
     chosen = choose(concepts, groups)
     _check_groups(groups, concepts)
-    pictures = _split([(c, s, by_style[s][c.hexcode]) for c in chosen for s in styles if c.hexcode in by_style[s]])
+    pictures = _split(chosen, {style: matches[style].icons for style in styles})
     if not any(picture.split == "train" for picture in pictures):
         raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
     temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     try:
         _make_folder(temporary)
         kept = _render_all(pictures, temporary, size, n_jobs, progress)
-        reports = {s: _style_report(s, pictures, kept, len(unmatched[s])) for s in styles}
+        reports = {s: _style_report(s, pictures, kept, len(matches[s].unmatched)) for s in styles}
         _write_metadata(temporary, kept, packages)
         used = {style: packages[style] for style in styles}
         (temporary / "README.md").write_text(
@@ -172,22 +187,22 @@ def _check_groups(groups: Sequence[str] | None, concepts: Sequence[Concept]) -> 
 
 def _read_sources(
     styles: Sequence[str], packages: Mapping[str, Source], emojibase: Source, cache: Path
-) -> tuple[list[Concept], dict[str, dict[str, Icon]], dict[str, list[str]]]:
-    """Concepts; style -> hexcode -> icon; style -> names of icons that draw no concept."""
+) -> tuple[list[Concept], dict[str, Matches]]:
+    """All concepts, and for each style which icon draws which of them."""
     base = fetch(emojibase, cache)
     data = read_members(base, EMOJIBASE_FILES)
     for file in EMOJIBASE_FILES[:3]:
         if file not in data:
             raise UserError(f"{base}: {file} is missing in the package")
     concepts = read_concepts(data)
-    by_style, unmatched = {}, {}
+    matches = {}
     for style in styles:
         tarball = fetch(packages[style], cache)
         package = read_members(tarball, ("icons.json", "chars.json"))
         if "icons.json" not in package:
             raise UserError(f"{tarball}: icons.json is missing in the package")
-        by_style[style], unmatched[style] = match_icons(concepts, package)
-    return concepts, by_style, unmatched
+        matches[style] = match_icons(concepts, package, style)
+    return concepts, matches
 
 
 def is_held_out(hexcode: str, style: str) -> bool:
@@ -196,18 +211,19 @@ def is_held_out(hexcode: str, style: str) -> bool:
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
 
-def _split(drawings: Iterable[tuple[Concept, str, Icon]]) -> list[Picture]:
+def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]]) -> list[Picture]:
     """Training pictures and held-out ones. A held-out pair never trains, whatever else is built.
 
     It is a fair test only if another style teaches the concept; where none here does, the picture is left out.
     """
-    drawings = list(drawings)
-    taught = {c.hexcode for c, style, _ in drawings if not is_held_out(c.hexcode, style)}
     pictures = []
-    for concept, style, icon in drawings:
-        held_out = is_held_out(concept.hexcode, style)
-        split = "train" if not held_out else "test" if concept.hexcode in taught else "left out"
-        pictures.append(Picture(concept, style, icon, split))
+    for concept in concepts:
+        styles = [style for style in icons if concept.hexcode in icons[style]]
+        held_out = {style for style in styles if is_held_out(concept.hexcode, style)}
+        taught = len(held_out) < len(styles)
+        for style in styles:
+            split = "train" if style not in held_out else "test" if taught else "left out"
+            pictures.append(Picture(concept, style, icons[style][concept.hexcode], split))
     return pictures
 
 
@@ -227,16 +243,19 @@ def render(icon: Icon, size: int) -> bytes:
 
 
 def _render_to(path: Path, icon: Icon, size: int) -> str:
-    """Render into a file; the digest of the pixels comes back."""
+    """Render into a file; the digest of the picture comes back, or "" and no file if nothing is to be seen in it."""
     data = render(icon, size)
+    with Image.open(io.BytesIO(data)) as image:
+        if image.convert("RGB").getcolors(1) is not None:  # one colour
+            return ""
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
 def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: int, progress: bool) -> list[Picture]:
-    """Render all pictures but those left out; a held-out drawing that also trains under another name is dropped."""
+    """Render all but those left out; a blank one, or a held-out one that also trains by another name, is dropped."""
     wanted = [picture for picture in pictures if picture.split != "left out"]
-    paths = [folder / picture.file_name for picture in wanted]
+    paths = [folder / picture.split / picture.file_name for picture in wanted]
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     icons, sizes = [picture.icon for picture in wanted], [size] * len(wanted)
@@ -251,7 +270,7 @@ def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: in
     for picture, path, digest in zip(wanted, paths, digests, strict=True):
         if picture.split == "test" and digest in trained:
             path.unlink()
-        else:
+        elif digest:
             kept.append(picture)
     return kept
 
@@ -268,22 +287,25 @@ def _style_report(style: str, pictures: Iterable[Picture], kept: Iterable[Pictur
 
 
 def _write_metadata(folder: Path, pictures: Iterable[Picture], packages: Mapping[str, Source]) -> None:
-    with open(folder / "metadata.jsonl", "w", encoding="utf-8", newline="\n") as file:
-        for picture in pictures:
-            concept, texts = picture.concept, captions(picture.concept, picture.style)
-            line = {
-                "file_name": picture.file_name,
-                "text": texts[0],
-                "captions": texts,
-                "style": picture.style,
-                "concept": concept.hexcode,
-                "label": concept.label,
-                "group": concept.group,
-                "subgroup": concept.subgroup,
-                "split": picture.split,
-                "licence": packages[picture.style].licence,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """One metadata.jsonl in each split's folder: where Hugging Face `datasets` looks for it."""
+    lines: dict[str, list[str]] = {}
+    for picture in pictures:
+        concept, texts = picture.concept, captions(picture.concept, picture.style)
+        line = {
+            "file_name": picture.file_name,
+            "text": texts[0],
+            "captions": texts,
+            "style": picture.style,
+            "concept": concept.hexcode,
+            "label": concept.label,
+            "group": concept.group,
+            "subgroup": concept.subgroup,
+            "split": picture.split,
+            "licence": packages[picture.style].licence,
+        }
+        lines.setdefault(picture.split, []).append(json.dumps(line, ensure_ascii=False) + "\n")
+    for split, texts in lines.items():
+        (folder / split / "metadata.jsonl").write_text("".join(texts), encoding="utf-8")
 
 
 def _write_record(

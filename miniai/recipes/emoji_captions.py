@@ -46,48 +46,60 @@ KINDS = {
 MEDIA = ("a drawing of {}", "an emoji of {}", "a picture of {}", "a small icon of {}")
 SMILEYS = ("face-smiling", "face-affection", "face-tongue", "face-hand", "face-neutral-skeptical", "face-sleepy",
            "face-unwell", "face-hat", "face-glasses", "face-concerned", "face-negative")  # fmt: skip
-WITHOUT_ARTICLE = re.compile(
-    r"^(flag of|keycap|no |man |woman |men |women |people |person |children|on!|end |back |soon |top |ok |id |"
-    r"thumbs|index|backhand|ear with|leftwards|rightwards|raising|folded|clapping|crossed)|"
-    r"(clothing|broccoli|bacon|rice|sushi|bread|garlic|ginger|popcorn|butter|salt|honey|sake|money|lightning|fire|fog|"
-    r"snow|wind|running|swimming|surfing|fishing|bowling|skiing|weather|graduation|symbol for beginner|o'clock|thirty|"
-    r"[^s]s|\b\w|japan|liberty|soccer|basketball|baseball|softball|tennis|volleyball|rugby|hundred|mathematics|"
-    r"confetti|hockey|lacrosse|dumplings|spaghetti|ice|chocolate|tea|coral|wood|soap|bubbles|paper|scissors|mail|yarn|"
-    r"thread|dna|bone|moai|atm|email|e-mail|milk|snow-capped|steam|mistletoe|zombies|medicine|bento)$"
-)
-SINGULAR = re.compile(r"(bus|cactus|octopus|lotus|hibiscus|walrus|glass|cross|compass|abacus|virus|mess|dress|"
-                      r"princess|floppy disc|boss|hippopotamus|rhinoceros|tennis|venus|lotus position|"
-                      r"diplodocus|mosquitos|trolleybus|circus)$")  # fmt: skip
+# Where the thing itself ends: "face with tears" is one face, "paw prints" are several.
+TAIL = re.compile(r",? (with|without|of|in|on|behind|at|over|under|showing|from|facing|holding|turned)\b.*|,.*")
+PLURAL = re.compile(r"(?<![sui])s$|^skis$|\b(people|men|women|children)\b")
+NOT_PLURAL = re.compile(r"\b(christmas|swiss|gas|lens|news|tennis|mathematics|graphics|rhinoceros|crossbones)$")
+UNCOUNTED = frozenset(
+    {
+        "broccoli", "bacon", "rice", "sushi", "bread", "garlic", "popcorn", "butter", "salt", "sake", "fire", "fog",
+        "wind", "soap", "wood", "ice", "coral", "thread", "yarn", "dna", "baseball", "softball", "basketball",
+        "volleyball", "hockey", "lacrosse", "bowling", "tennis", "badminton", "ping-pong", "spaghetti", "flatbread",
+        "e-mail", "mail", "money", "mahjong", "clothing", "tea", "milk", "water", "blood", "paper", "curry", "food",
+        "camping", "cooking", "construction", "foggy", "dizzy", "star-struck", "locked", "unlocked", "away", "zzz",
+        "fuji", "japan", "om", "khanda", "prohibited", "radioactive", "biohazard", "customs", "cancer", "gemini",
+        "aries", "taurus", "leo", "virgo", "libra", "scorpio", "sagittarius", "capricorn", "aquarius", "pisces",
+        "ophiuchus", "information", "infinity", "plus", "minus", "divide", "multiply", "copyright", "registered",
+        "voltage", "worship", "medicine", "luggage", "meat", "pong", "rolling", "wrestling", "swimming",
+    }
+)  # fmt: skip
+BARE = ("flag of ", "keycap ", "no ", "thumbs ", "input ")
+THE = ("statue of liberty", "milky way", "wheel of dharma", "star of david")
 
 
 def captions(concept: Concept, style: str) -> list[str]:
     """Eight to twelve different captions of `concept` drawn in `style`; the first is "<label>, <style words> style"."""
-    label, end = concept.label, f", {STYLE_WORDS[style]} style"
+    label, words = concept.label, STYLE_WORDS[style]
+    end = f", {words} style"
     thing = with_article(label)
-    tags = _shuffled([t for t in concept.tags if t != label and t not in label.split()], concept, style, "tags")
-    tags = tags[:MAX_TAGS]
-    medium = _shuffled(MEDIA, concept, style, "medium")
-    kind = KINDS.get(concept.subgroup)
-    found = [label + end, label, thing + end, thing, f"{medium[0].format(thing)}{end}", medium[1].format(thing)]
-    natural = _natural(concept)
+    said = {label, *re.findall(r"[\w'-]+", label), *label.split(", ")}
+    new = [tag for tag in concept.tags if tag.isascii() and tag not in said]
+    tags = _shuffled(new, concept, style, "tags")[:MAX_TAGS]
+    media = [medium.format(thing) for medium in _shuffled(MEDIA, concept, style, "media")]
+    natural, kind = _natural(concept), _kind(concept)
+    found = [label + end, label, thing + end, thing, media[0] + end, media[1]]
     if natural:
         found += [natural + end, natural]
     if tags:
         found += [f"{label}, {', '.join(tags[:3])}{end}", f"{', '.join(tags[-2:])}, {label}"]
     if len(tags) > 2:
-        again = _shuffled(tags, concept, style, "again")[:4]
-        found += [f"{', '.join(again)}, {label}{end}"]
-    if kind and kind not in label.split():
+        found += [f"{', '.join(_shuffled(tags, concept, style, 'again')[:4])}, {label}{end}"]
+    if kind:
         found += [f"{label}, {kind}{end}"]
-    found += [f"{label} emoji{end}", f"{label} in {STYLE_WORDS[style]} style", f"an emoji, {label}"]
+    found += [f"{label} emoji{end}", f"{label} in {words} style", media[2] + end, f"{words} emoji, {label}"]
     return list(dict.fromkeys(found))[:MAX_CAPTIONS]
 
 
 def with_article(label: str) -> str:
     """The label as it is said: "red apple" becomes "a red apple"; plurals and uncountable things stay as they are."""
-    if label.startswith(("a ", "an ", "the ")) or (WITHOUT_ARTICLE.search(label) and not SINGULAR.search(label)):
+    if label in THE:
+        return f"the {label}"
+    head = TAIL.sub("", label)
+    plural = PLURAL.search(head) and not NOT_PLURAL.search(head)
+    uncounted = head.split(" ")[-1] in UNCOUNTED and not head.startswith("face ")
+    if plural or uncounted or not head or label.startswith(BARE):
         return label
-    vowel = re.match(r"(?!uni|use|eu|one|ufo)[aeiou]|hour|x-", label)
+    vowel = re.match(r"(?!uni|use|eu|ew|one|ufo|u\b)[aeiou]|hour|x-|8", label)
     return f"{'an' if vowel else 'a'} {label}"
 
 
@@ -98,13 +110,23 @@ def _natural(concept: Concept) -> str:
         return with_article(re.sub(r"\bface\b", "smiley", label))
     if concept.group == "animals-nature" and label.endswith(" face"):
         return f"the head of {with_article(label.removesuffix(' face'))}"
-    if concept.subgroup == "cat-face" and " with " in label:
-        return f"{with_article(label)}, cat smiley"
+    if concept.subgroup == "cat-face":
+        return with_article(re.sub(r"\bcat\b", "cat face", label))
     if match := re.fullmatch(r"(\w+) (heart|circle|square)", label):
         return f"{with_article(match[2])} in {match[1]}"
+    if match := re.fullmatch(r"(person|man|woman), (\w+ hair|beard)", label):
+        return f"a {match[1]} with {with_article(match[2]) if match[2] == 'beard' else match[2]}"
+    if concept.subgroup == "warning":
+        return f"a {label} sign"
     if label.startswith("flag of "):
         return f"the {label}"
     return ""
+
+
+def _kind(concept: Concept) -> str:
+    """What the thing is one of, where the label does not say so itself."""
+    kind = "smiley" if concept.subgroup in SMILEYS else KINDS.get(concept.subgroup, "")
+    return "" if kind in re.findall(r"\w+", concept.label) else kind
 
 
 def _shuffled(items: Sequence[str], concept: Concept, style: str, purpose: str) -> list[str]:

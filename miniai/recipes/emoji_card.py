@@ -25,23 +25,24 @@ def data_card(
     separate = any(style in SEPARATE_STYLES for style in used)
     rows = "\n".join(_row(style, source, counts[style]) for style, source in used.items())
     licences = "\n".join(f"- {name}: {LICENCE_TEXTS.get(name, '')}" for name in sorted({*_licences(used, emojibase)}))
-    never = "\n**This folder is never trained on** (share-alike licence): it is for comparison only.\n" if separate else ""
+    never = "\n**This folder is never trained on** (share-alike licence): it is for comparison only.\n"
     return f"""# Emoji, with captions
-{never}
+{never if separate else ""}
 {n_train + n_test:,} pictures of {size}x{size} pixels on white, without skin-tone variants: {n_train:,} to train on,
 {n_test:,} held out. Groups: {", ".join(groups) if groups is not None else "all"}. Built by `miniai data emoji`.
 
-`metadata.jsonl` has one line a picture: `file_name`, `text` (the main caption), `captions` (all of them), `style`,
-`concept` (code points), `label`, `group`, `subgroup`, `split`, `licence`. Hugging Face `datasets` reads the folder
+`train/metadata.jsonl` and `test/metadata.jsonl` have one line a picture: `file_name`, `text` (the main caption),
+`captions` (all of them), `style`, `concept` (code points), `label`, `group`, `subgroup`, `split`, `licence`. Hugging Face `datasets` reads the folder
 with `load_dataset("imagefolder", data_dir=...)`.
 
-| style | drawn by | package | licence | train | held out | left out | icons without a concept |
+| style | drawn by | package | licence | train | held out | left out | other icons (skin tones, letters, …) |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: |
 {rows}
 
-**Held out**: 5 % of (concept, style) pairs, chosen by a hash of the pair alone, are in `test/` and belong in no training.
-Each of them has the same concept in another style in `train/`. A chosen pair whose concept no other style here
-teaches, or whose very pixels also stand in `train/` under another name, is left out altogether.
+**Held out**: 5 % of (concept, style) pairs, chosen by a hash of the pair alone, are in `test/` and belong in no
+training. Each of them has the same concept in another style in `train/`. A chosen pair whose concept no other style
+here teaches, or whose very pixels also stand in `train/` under another name, is left out altogether; so is a blank
+picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by
 {emojibase.author}).

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from miniai.recipes.emoji_names import DRAWS
+
 SHORTCODES = ("cldr", "emojibase", "joypixels", "iamcal", "github", "emojibase-legacy")
 EMOJIBASE_FILES = (
     "en/data.json",
@@ -57,6 +59,14 @@ class Icon:
     left: float = 0
     top: float = 0
     flip: bool = False
+
+
+@dataclass(frozen=True)
+class Matches:
+    """hexcode -> the icon that draws it, and the names of visible icons that draw no concept."""
+
+    icons: dict[str, Icon]
+    unmatched: list[str]
 
 
 def plain_hexcode(hexcode: str) -> str:
@@ -133,50 +143,60 @@ def known_groups(concepts: Iterable[Concept]) -> list[str]:
     return ["core", *dict.fromkeys(c.group for c in concepts), *dict.fromkeys(c.subgroup for c in concepts)]
 
 
-def match_icons(concepts: Iterable[Concept], package: Mapping[str, Any]) -> tuple[dict[str, Icon], list[str]]:
-    """(hexcode -> icon, names of visible icons that draw no concept) for a package's `icons.json` and `chars.json`.
+def match_icons(concepts: Iterable[Concept], package: Mapping[str, Any], style: str = "") -> Matches:
+    """Which icon of a package draws which concept, from its parsed `icons.json` and, if it has one, `chars.json`.
 
-    Code points decide first, then an exact name, then the name with its hyphens squeezed out ("americanfootball").
-    A name that several concepts claim at the same rank decides nothing.
+    Code points decide first, then the table of odd names (`emoji_names.DRAWS[style]`), then names: labels before
+    Unicode names before short codes, each exact before squeezed ("americanfootball"). A name that several concepts
+    claim at the same rank decides nothing; an alias counts only if its icon draws nothing else.
     """
     concepts = list(concepts)
-    icons = package["icons.json"]
+    icons, draws = package["icons.json"], DRAWS.get(style, {})
+    aliases = icons.get("aliases", {})
+    visible = [name for name, icon in icons["icons"].items() if not icon.get("hidden")]
     known = {concept.hexcode for concept in concepts}
     matched: dict[str, str] = {}
     for code, name in package.get("chars.json", {}).items():
         if plain_hexcode(code) in known:
             matched.setdefault(plain_hexcode(code), name)
-    by_slug = _slug_index(concepts)
-    squeezed: dict[str, str] = {}
-    for key, code in by_slug.items():
-        squeezed.setdefault(key.replace("-", ""), code)
-    aliases = icons.get("aliases", {})
-    visible = [name for name, icon in icons["icons"].items() if not icon.get("hidden")]
-    taken = set(matched.values())
+    ranks = _name_ranks(concepts)
+    for name, label in draws.items():
+        found = ranks[0].get(label)
+        if found is not None and name in icons["icons"]:
+            matched.setdefault(found, name)
+    drawn = set(matched.values()) | {aliases[name]["parent"] for name in matched.values() if name in aliases}
     for names in (visible, list(aliases)):  # an icon's own name counts for more than its aliases
-        for index in (by_slug, squeezed):
+        for index in ranks:
             for name in names:
-                key = re.sub("^flag-for-(flag-)?", "flag-", name)
-                found = index.get(key if index is by_slug else key.replace("-", ""))
-                if found is not None and name not in taken and found not in matched:
+                parent = aliases[name]["parent"] if name in aliases else name
+                found = next((index[key] for key in _spellings(name) if key in index), None)
+                if found is not None and found not in matched and not {name, parent} & drawn and name not in draws:
                     matched[found] = name
-                    taken.add(name)
-    drawn = taken | {aliases[name]["parent"] for name in taken if name in aliases}
+                    drawn |= {name, parent}
     unmatched = [name for name in visible if name not in drawn]
-    return {code: _icon(icons, name) for code, name in matched.items()}, unmatched
+    return Matches({code: _icon(icons, name) for code, name in matched.items()}, unmatched)
 
 
-def _slug_index(concepts: Iterable[Concept]) -> dict[str, str]:
-    ranks: list[dict[str, set[str]]] = [{}, {}, {}]  # label, Unicode name, short codes: the earlier wins
+def _spellings(name: str) -> list[str]:
+    """The names to look an icon up by: its own, and for "flag-for-france" also "flag-france" and "france"."""
+    bare = re.sub("^flag-for-(flag-)?", "", name)
+    names = [name] if bare == name else [f"flag-{bare}", bare]
+    return names + [squeezed(n) for n in names]
+
+
+def squeezed(name: str) -> str:
+    """The slug without its hyphens, marked so that it never meets a slug of one word by chance."""
+    return "=" + name.replace("-", "")
+
+
+def _name_ranks(concepts: Iterable[Concept]) -> list[dict[str, str]]:
+    """One table of slug (or squeezed slug) -> hexcode for labels, one for Unicode names, one for short codes."""
+    claims: list[dict[str, set[str]]] = [{}, {}, {}]
     for concept in concepts:
         for i, name in enumerate(concept.names):
-            ranks[min(i, 2)].setdefault(slug(name), set()).add(concept.hexcode)
-    index: dict[str, str] = {}
-    for rank in ranks:
-        for key, codes in rank.items():
-            if len(codes) == 1 and key:
-                index.setdefault(key, next(iter(codes)))
-    return index
+            for key in {slug(name), squeezed(slug(name))} - {"", "="}:
+                claims[min(i, 2)].setdefault(key, set()).add(concept.hexcode)
+    return [{key: next(iter(codes)) for key, codes in rank.items() if len(codes) == 1} for rank in claims]
 
 
 def _icon(icons: Mapping[str, Any], name: str) -> Icon:
@@ -185,11 +205,11 @@ def _icon(icons: Mapping[str, Any], name: str) -> Icon:
     entry: Mapping[str, Any] = {}
     for _ in range(8):
         if name in icons["icons"]:
-            entry = icons["icons"][name] | entry
+            entry = {**icons["icons"][name], **entry}
             break
         alias = icons["aliases"][name]
         flip ^= bool(alias.get("hFlip"))
-        entry = {k: v for k, v in alias.items() if k not in ("parent", "hFlip")} | entry
+        entry = {**{k: v for k, v in alias.items() if k not in ("parent", "hFlip")}, **entry}
         name = alias["parent"]
     width = entry.get("width", icons.get("width", 16))
     height = entry.get("height", icons.get("height", 16))

@@ -149,7 +149,7 @@ def _download(source: Source, cache: Path) -> None:
             )
         os.replace(tarball, cache / source.tarball)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"npm pack {source.name}@{source.version}: no answer in {NPM_TIMEOUT_S} s; try again") from error
+        raise UserError(f"npm pack {source.name}@{source.version}: no answer in {NPM_TIMEOUT_S} s") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

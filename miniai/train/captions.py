@@ -1,0 +1,272 @@
+"""Folders of captioned pictures: anyone's, in the two layouts that people have.
+
+- Hugging Face ImageFolder: a `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (and, here, optionally
+  `captions`, a list of more), in the folder itself or in each of its split folders `train/`, `test/`, `validation/`;
+- a `.txt` of the same name beside each picture, one caption a line.
+
+Everything that is wrong with a folder is found before training starts, and told in one report.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from miniai.base.errors import UserError
+from miniai.base.images import open_image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+OTHER_PICTURES = (".tif", ".tiff", ".avif", ".heic", ".jp2", ".svg", ".psd", ".ico", ".tga", ".jxl")
+METADATA = ("metadata.jsonl", "metadata.csv")
+HELD_OUT = frozenset(
+    {"heldout", "held_out", "held-out", "test", "testing", "validation", "valid", "val", "dev", "eval"}
+)
+MAX_LISTED = 20
+N_THREADS = 2
+
+
+@dataclass(frozen=True)
+class CaptionedItem:
+    """One picture: where it is, its captions (one or more, the main one first), its split, and its other fields."""
+
+    path: Path
+    captions: tuple[str, ...]
+    split: str = "train"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The main caption."""
+        return self.captions[0]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the picture's split keeps it out of training."""
+        return self.split.lower() in HELD_OUT
+
+
+@dataclass(frozen=True)
+class CaptionedFolder:
+    """All pictures of a folder. `train` and `heldout` part them; a picture is in exactly one of the two."""
+
+    root: Path
+    items: tuple[CaptionedItem, ...]
+
+    @property
+    def train(self) -> tuple[CaptionedItem, ...]:
+        """The pictures to train on."""
+        return tuple(item for item in self.items if not item.held_out)
+
+    @property
+    def heldout(self) -> tuple[CaptionedItem, ...]:
+        """The pictures of the splits test, validation and heldout (and their short names)."""
+        return tuple(item for item in self.items if item.held_out)
+
+
+def read_captioned_folder(folder: Path) -> CaptionedFolder:
+    """Read the captions in `folder` and open every picture once; the order is that of the metadata, or by name.
+
+    Raises UserError: the folder is missing or holds no captioned pictures, or, as one report whose first line says
+    how much is wrong, every missing, unreadable or unknown picture, empty caption, duplicate or broken line in it
+    (the first 20 of them by name).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name a folder of captioned pictures")
+    problems: list[str] = []
+    tables = _metadata_files(folder)
+    found = list(_from_metadata(folder, tables, problems) if tables else _from_text_files(folder, problems))
+    items = _without_duplicates(folder, found, problems)
+    problems += _unlisted(folder, tables, found) if tables else []
+    items = _readable(folder, items, problems)
+    if not items and not problems:
+        raise UserError(
+            f"{folder} holds no captioned pictures; it needs metadata.jsonl or metadata.csv (file_name, text), "
+            "or a .txt beside each picture"
+        )
+    if problems:
+        raise UserError(_report(folder, problems, len(items)))
+    return CaptionedFolder(folder, tuple(items))
+
+
+def load_images(items: Sequence[CaptionedItem], size: int) -> UInt8[Tensor, "n 3 h w"]:
+    """The pictures as one uint8 tensor in memory, 0 to 255, h = w = size pixels.
+
+    A picture of another size is scaled until its shorter edge has `size` pixels and then cropped to its centre.
+    The tensor takes 3 * size^2 bytes a picture: 9,200 pictures of 64 pixels take 113 MB.
+    """
+    images = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
+
+    def load(index: int) -> None:
+        square = centre_square(open_image(items[index].path), size)
+        images[index] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(load, range(len(items))):
+            pass
+    return images
+
+
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """The picture scaled so that its shorter edge is `size` pixels, and its middle square."""
+    if image.size == (size, size):
+        return image
+    scale = size / min(image.size)
+    width, height = (max(size, round(edge * scale)) for edge in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """The folder's own metadata file, or else those of its split folders."""
+    own = [folder / name for name in METADATA if (folder / name).is_file()]
+    if own:
+        return own[:1]
+    return [path for sub in sorted(folder.iterdir()) if sub.is_dir() for path in _metadata_files_in(sub)]
+
+
+def _metadata_files_in(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if (folder / name).is_file()][:1]
+
+
+def _from_metadata(folder: Path, tables: list[Path], problems: list[str]) -> Iterator[CaptionedItem]:
+    for table in tables:
+        for where, row in _rows(folder, table, problems):
+            item = _item(folder, table, row)
+            if isinstance(item, str):
+                problems.append(f"{where}: {item}")
+            else:
+                yield item
+
+
+def _rows(folder: Path, table: Path, problems: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """("metadata.jsonl, line 3", that line's fields) for every line that can be read."""
+    name = table.relative_to(folder)
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{name}: cannot be read as UTF-8 text ({error})")
+        return
+    if table.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        for row in reader:
+            yield f"{name}, line {reader.line_num}", row
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            yield f"{name}, line {number}", value
+        else:
+            problems.append(f"{name}, line {number}: not a JSON object")
+
+
+def _item(folder: Path, table: Path, row: Mapping[str, Any]) -> CaptionedItem | str:
+    """The item of a metadata line, or what is wrong with the line."""
+    file_name = row.get("file_name")
+    if not isinstance(file_name, str) or not file_name.strip():
+        return "no file_name"
+    path = table.parent / file_name
+    if not path.resolve().is_relative_to(table.parent.resolve()):
+        return f"{file_name} lies outside the folder"
+    more = row.get("captions") or []
+    if not isinstance(more, list):
+        return f"{file_name}: captions is not a list"
+    captions = [row.get("text"), *more] if row.get("text") is not None or not more else more
+    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        return f"{file_name}: empty caption" if "text" in row or more else f"{file_name}: no text"
+    split = _split_of(folder, path, row.get("split"))
+    fields = {key: value for key, value in row.items() if key not in ("file_name", "text", "captions", "split")}
+    return CaptionedItem(path, tuple(dict.fromkeys(caption.strip() for caption in captions)), split, fields)
+
+
+def _split_of(folder: Path, path: Path, named: object) -> str:
+    """The split a line names, unless the picture stands in a split folder that is held out."""
+    top = path.relative_to(folder).parts[0].lower()
+    if top in HELD_OUT:
+        return top
+    return named if isinstance(named, str) and named.strip() else "train"
+
+
+def _from_text_files(folder: Path, problems: list[str]) -> Iterator[CaptionedItem]:
+    names = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in names if path.suffix.lower() in SUFFIXES]
+    others = [path for path in names if path.suffix.lower() in OTHER_PICTURES]
+    problems += [f"{path.relative_to(folder)}: unknown format, convert it to PNG or JPEG" for path in others]
+    for path in pictures:
+        text_file, name = path.with_suffix(".txt"), path.relative_to(folder)
+        if not text_file.is_file():
+            problems.append(f"{name}: no caption ({text_file.name} is missing)")
+            continue
+        try:
+            lines = [line.strip() for line in text_file.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError):
+            problems.append(f"{text_file.relative_to(folder)}: cannot be read as UTF-8 text")
+            continue
+        captions = tuple(dict.fromkeys(line for line in lines if line))
+        if captions:
+            yield CaptionedItem(path, captions, _split_of(folder, path, None))
+        else:
+            problems.append(f"{name}: empty caption")
+
+
+def _without_duplicates(folder: Path, items: list[CaptionedItem], problems: list[str]) -> list[CaptionedItem]:
+    first: dict[Path, CaptionedItem] = {}
+    for item in items:
+        if item.path in first:
+            problems.append(f"{item.path.relative_to(folder)}: listed twice")
+        first.setdefault(item.path, item)
+    return list(first.values())
+
+
+def _unlisted(folder: Path, tables: list[Path], items: list[CaptionedItem]) -> list[str]:
+    """Pictures beside the metadata that it does not name: a caption was forgotten."""
+    listed = {item.path.resolve() for item in items}
+    present = [p for table in tables for p in sorted(table.parent.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    return [
+        f"{path.relative_to(folder)}: no caption (not in {METADATA[0]})"
+        for path in present
+        if path.resolve() not in listed and not path.name.startswith(".")
+    ]
+
+
+def _readable(folder: Path, items: list[CaptionedItem], problems: list[str]) -> list[CaptionedItem]:
+    """The items whose pictures open; the others become problems."""
+
+    def check(item: CaptionedItem) -> str:
+        name = item.path.relative_to(folder)
+        if not item.path.is_file():
+            return f"{name}: missing"
+        try:
+            open_image(item.path)
+        except UserError as error:
+            return str(error).replace(str(item.path), str(name))
+        return ""
+
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        found = list(pool.map(check, items))
+    problems += [problem for problem in found if problem]
+    return [item for item, problem in zip(items, found, strict=True) if not problem]
+
+
+def _report(folder: Path, problems: list[str], n_good: int) -> str:
+    n = len(problems)
+    lines = [f"{folder}: {n} problem{'s' if n > 1 else ''} to mend before training ({n_good} pictures are fine):"]
+    lines += [f"  {problem}" for problem in problems[:MAX_LISTED]]
+    if n > MAX_LISTED:
+        lines.append(f"  … and {n - MAX_LISTED} more")
+    return "\n".join(lines)
