@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
+from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
@@ -70,7 +71,7 @@ class DiagonalGaussian:
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """Divergence from the standard normal, summed over each latent (Kingma and Welling 2014, appendix B), in nats."""
+        """Divergence from the standard normal, per picture, in nats (Kingma and Welling 2014, appendix B)."""
         kl = 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance)
         return kl.flatten(1).sum(1)
 
@@ -80,7 +81,7 @@ class AutoencoderAttention(Attention):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(channels, channels, 1, channels, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.group_norm = GroupNorm(groups, channels, eps=1e-6)
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The feature map with what its positions read from one another added."""
@@ -157,7 +158,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(EncoderLevel(config, level) for level in range(len(channels)))
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
@@ -176,7 +177,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList(DecoderLevel(config, level) for level in reversed(range(len(channels))))
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=1e-6)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:

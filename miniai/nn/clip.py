@@ -79,7 +79,7 @@ class CLIPConfig:
 
 @dataclass(frozen=True)
 class CLIPTextOutput:
-    """`hidden_states[i]` enters layer i; `last_hidden_state` is after the final norm; `pooled` is its end-of-text row."""
+    """`hidden_states[i]` enters layer i; `last_hidden_state` is after the final norm, `pooled` its end-of-text row."""
 
     last_hidden_state: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"]

@@ -11,15 +11,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from miniai.nn.group_norm import GroupNorm
+
 # Below this many keys, products and softmax written out train faster on a CPU in bfloat16 than the fused kernel,
 # whose backward pass is slow for short sequences (benchmarks/attention_backward.py).
 SHORT_SEQUENCE = 256
 
 
 def sinusoidal_embedding(
-    t: Shaped[Tensor, " b"], dim: int, *, flip_sin_to_cos: bool = True, freq_shift: int | float = 0, max_period: int = 10000
+    t: Shaped[Tensor, " b"],
+    dim: int,
+    *,
+    flip_sin_to_cos: bool = True,
+    freq_shift: int | float = 0,
+    max_period: int = 10000,
 ) -> Float[Tensor, "b dim"]:
-    """Sines and cosines of `t` at `dim / 2` frequencies, from 1 down to 1/max_period (Vaswani et al. 2017, section 3.5)."""
+    """Sines and cosines of `t` at `dim / 2` frequencies, 1 down to 1/max_period (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angle = t.float()[:, None] * exponent.exp()[None, :]
@@ -66,7 +73,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, inner, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
-    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"] | None = None) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"] | None = None
+    ) -> Float[Tensor, "b n d"]:
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
@@ -80,10 +89,10 @@ class ResnetBlock2D(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int | None, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_dim is None else nn.Linear(time_dim, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import Attention
 
 
@@ -67,7 +68,7 @@ class Transformer2DModel(nn.Module):
     ) -> None:
         super().__init__()
         self.use_linear_projection = use_linear_projection
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         head_dim = channels // n_heads
         inner = n_heads * head_dim
 

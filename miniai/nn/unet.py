@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
+from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, sinusoidal_embedding
 from miniai.nn.transformer import Transformer2DModel
 
@@ -90,7 +91,9 @@ class UNetConfig:
 class Block2D(nn.Module):
     """Residual blocks of one level, each with a transformer behind it where the level has attention."""
 
-    def __init__(self, config: UNetConfig, in_channels: list[int], out_channels: int, level: int, attention: bool) -> None:
+    def __init__(
+        self, config: UNetConfig, in_channels: list[int], out_channels: int, level: int, attention: bool
+    ) -> None:
         super().__init__()
         time_dim = config.block_out_channels[0] * 4
         self.resnets = nn.ModuleList(
@@ -194,7 +197,7 @@ class UNet2DConditionModel(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock2D(config, level) for level in levels)
         self.mid_block = MidBlock2D(config)
         self.up_blocks = nn.ModuleList(UpBlock2D(config, level) for level in reversed(levels))
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(

@@ -1,0 +1,200 @@
+"""Text to image, from a folder of captioned pictures to a model folder that paints: four stages, one command.
+
+1. a VAE puts pictures into latents; 2. a CLIP learns what captions mean; 3. both are applied once to all the data;
+4. a U-Net learns to denoise latents under the text. `out/model` is then a Stable Diffusion folder in Diffusers' layout.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miniai.base.configs import config_from_dict, config_to_dict
+from miniai.base.device import pick_device
+from miniai.base.errors import UserError
+from miniai.base.files import read_json, write_json
+from miniai.base.weights import load_weights, read_weights, write_weights
+from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.clip import CLIPModel, CLIPTextModel
+from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.clip_stage import train_clip
+from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
+from miniai.recipes.training import StageRun
+from miniai.recipes.unet_stage import SAMPLE_PROMPTS, GridPainter, Latents, compute_latents, train_unet
+from miniai.recipes.vae_stage import train_vae
+from miniai.sd.folder import Components, write_folder
+from miniai.sd.tokenizer import CLIPTokenizer
+from miniai.train.captions import CaptionedFolder, load_images, read_captioned_folder
+
+STAGES = ("vae", "clip", "latents", "unet")
+
+
+def train_text_to_image(
+    data: Path,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    stages: Sequence[str] = STAGES,
+    size: str = "small",
+    config_file: Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    sample_minutes: float = 4.0,
+    prompts: Sequence[str] = (),
+) -> Path:
+    """Train a text-to-image model on the captioned pictures in `data` and return the model folder, `out/model`.
+
+    - minutes: of training in all, shared among the stages as the config says; or steps: optimizer steps of each stage.
+    - resume: go on in a folder that holds a training; finished stages are kept as they are.
+    - stages: which of `STAGES` to run; those before must have been finished.
+    - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
+    - prompts: what the sample grids show.
+
+    Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
+    """
+    stages = _checked_stages(stages)
+    if (minutes is None) == (steps is None):
+        raise UserError("give either the minutes to train or the steps of each stage")
+    config = _config(out, resume, size, config_file, seed)
+    torch_device = pick_device(device)
+    folder = read_captioned_folder(data)
+    run = _Run(config, folder, out, torch_device)
+    write_json(out / "config.json", config_to_dict(config))
+    images = load_images(folder.train, config.image_size)
+    captions = [list(item.captions) for item in folder.train]
+    print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
+
+    def stage_run(name: str, share: float) -> StageRun:
+        budget = None if minutes is None else minutes * share
+        return StageRun(name, out / "stages" / name, torch_device, budget, steps, sample_minutes)
+
+    vae_run = stage_run("vae", config.vae_stage.share)
+    if "vae" in stages and not vae_run.finished:
+        run.save(vae := train_vae(config, images, vae_run), run.vae_path)
+        del vae
+    clip_run = stage_run("clip", config.clip_stage.share)
+    if "clip" in stages and not clip_run.finished:
+        texts = (text for of_picture in captions for text in of_picture)
+        tokenizer = CLIPTokenizer.train(texts, config.vocab_size, config.window)
+        save_clip(out / "clip", train_clip(config, images, captions, tokenizer, clip_run, config.seed), tokenizer)
+    if "latents" in stages and not run.latents_path.is_file():
+        text_encoder, tokenizer = run.text_encoder()
+        compute_latents(run.vae(), text_encoder, tokenizer, images, captions, torch_device).save(run.latents_path)
+    unet_run = stage_run("unet", config.unet_stage.share)
+    if "unet" in stages and not unet_run.finished:
+        text_encoder, tokenizer = run.text_encoder()
+        painter = GridPainter(
+            config, run.vae(), text_encoder, tokenizer, list(prompts) or list(SAMPLE_PROMPTS), torch_device
+        )
+        run.save(train_unet(config, Latents.load(run.latents_path), unet_run, painter), run.unet_path)
+    if "unet" in stages:
+        write_folder(out / "model", run.components())
+        print(f"the model is in {out / 'model'}", file=sys.stderr)
+    return out / "model"
+
+
+class _Run:
+    """Where the stages' results lie, and how to have them back."""
+
+    def __init__(self, config: TextToImageConfig, data: CaptionedFolder, out: Path, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.clip_path = out / "clip"
+        self.vae_path = out / "stages" / "vae" / "vae.safetensors"
+        self.unet_path = out / "stages" / "unet" / "unet.safetensors"
+        self.latents_path = out / "stages" / "latents" / "latents.safetensors"
+        try:
+            self.latents_path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+
+    def save(self, module: torch.nn.Module, path: Path) -> None:
+        write_weights(path, module.state_dict())
+
+    def vae(self) -> AutoencoderKL:
+        return self._load(AutoencoderKL(self.config.vae), self.vae_path, "vae")
+
+    def unet(self) -> UNet2DConditionModel:
+        return self._load(UNet2DConditionModel(self.config.unet), self.unet_path, "unet")
+
+    def text_encoder(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+        if not (self.clip_path / "model.safetensors").is_file():
+            raise UserError(f"the clip stage is not finished in {self.clip_path.parent}: run it first")
+        clip, tokenizer = load_clip(self.clip_path)
+        model = CLIPTextModel(clip.config.text_config)
+        model.text_model = clip.text_model
+        return model.to(self.device).eval(), tokenizer
+
+    def components(self) -> Components:
+        text_encoder, tokenizer = self.text_encoder()
+        parts: tuple[Any, ...] = (text_encoder, self.unet(), self.vae())
+        text_encoder, unet, vae = (part.half().cpu() for part in parts)
+        return Components(tokenizer, text_encoder, unet, vae, scheduler_config(self.config))
+
+    def _load(self, module: Any, path: Path, stage: str) -> Any:
+        if not path.is_file():
+            raise UserError(f"the {stage} stage is not finished: there is no {path}; run it first")
+        load_weights(module, read_weights(path), str(path))
+        return module.to(self.device).eval()
+
+
+def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:
+    """`scheduler_config.json` for the schedule that the U-Net was trained with: DPM-Solver++ of order 2."""
+    schedule = config.schedule
+    return {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.beta_schedule,
+        "prediction_type": schedule.prediction_type,
+        "rescale_betas_zero_snr": schedule.rescale_betas_zero_snr,
+        "timestep_spacing": "trailing" if schedule.rescale_betas_zero_snr else "linspace",
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+    }
+
+
+def save_clip(folder: str | os.PathLike[str], model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Write both encoders and the tokenizer into `folder`, as transformers' CLIPModel lays them out, in float16."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "config.json", {"model_type": "clip", **config_to_dict(model.config)})
+    write_weights(folder / "model.safetensors", {name: value.half() for name, value in model.state_dict().items()})
+
+
+def load_clip(folder: str | os.PathLike[str]) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Both encoders, in float32 on the CPU, and their tokenizer."""
+    from miniai.nn.clip import CLIPConfig
+
+    folder = Path(folder)
+    model = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
+    load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    return model.eval(), CLIPTokenizer.from_pretrained(folder)
+
+
+def _checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise UserError(f"unknown stage {', '.join(unknown) or 'none'}: there are {', '.join(STAGES)}")
+    return tuple(stage for stage in STAGES if stage in stages)
+
+
+def _config(out: Path, resume: bool, size: str, config_file: Path | None, seed: int | None) -> TextToImageConfig:
+    saved = out / "config.json"
+    if saved.is_file() and not resume:
+        raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")
+    if saved.is_file():
+        config_file = saved
+    if size not in SIZES:
+        raise UserError(f"unknown size {size!r}: there are {', '.join(SIZES)}")
+    config = SIZES[size]
+    if config_file is not None:
+        config = config_from_dict(TextToImageConfig, read_json(config_file), str(config_file))
+    return config if seed is None else replace(config, seed=seed)

@@ -1,0 +1,167 @@
+"""Every number that shapes the text-to-image model and its training, in one place, and two ready sets of them."""
+
+from dataclasses import dataclass, field, replace
+
+from miniai.diffusion.objectives import Weighting
+from miniai.diffusion.schedule import ScheduleConfig
+from miniai.nn.autoencoder import VAEConfig
+from miniai.nn.clip import CLIPTextConfig, CLIPVisionConfig
+from miniai.nn.unet import UNetConfig
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How a stage is optimised: AdamW with a warm-up, a constant rate and half a cosine down to zero.
+
+    `share` is the stage's part of `--minutes`; `warmup` and `decay_from` are parts of the stage itself; `batch_size` is
+    in pictures; `ema` is the decay per step of the averaged weights, which are those that are kept.
+    """
+
+    share: float
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: float = 0.02
+    decay_from: float = 0.5
+    ema: float = 0.999
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class VAELossConfig:
+    """Weights beside the mean absolute error of pixels, which counts 1 (pictures are in [-1, 1]).
+
+    `kl` multiplies the divergence per latent number, in nats; `edges` the mean absolute error of the differences
+    between neighbouring pixels, which keeps outlines sharp.
+    """
+
+    kl: float = 1e-3
+    edges: float = 1.0
+
+
+@dataclass(frozen=True)
+class TextToImageConfig:
+    """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
+    pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022)."""
+
+    image_size: int
+    window: int
+    vocab_size: int
+    vae: VAEConfig
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+    unet: UNetConfig
+    vae_stage: StageConfig
+    clip_stage: StageConfig
+    unet_stage: StageConfig
+    vae_loss: VAELossConfig = field(default_factory=VAELossConfig)
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+        )
+    )
+    weighting: Weighting = "min_snr"
+    drop_text: float = 0.1
+    clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.vae.factor or self.image_size % self.vision.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of {self.vae.factor} and {self.vision.patch_size}"
+            )
+        if self.unet.in_channels != self.vae.latent_channels or self.unet.cross_attention_dim != self.text.hidden_size:
+            raise ValueError("the U-Net's channels must fit the VAE's latents, its attention the text encoder's width")
+
+    @property
+    def latent_size(self) -> int:
+        return self.image_size // self.vae.factor
+
+
+def _both(levels: int, down: str, up: str) -> dict[str, tuple[str, ...]]:
+    return {"down_block_types": (down,) * levels, "up_block_types": (up,) * levels}
+
+
+SMALL = TextToImageConfig(
+    image_size=64,
+    window=32,
+    vocab_size=4096,
+    vae=VAEConfig(
+        **_both(4, "DownEncoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(16, 48, 96, 128),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=1.0,
+    ),
+    text=CLIPTextConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        projection_dim=192,
+    ),
+    vision=CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=64,
+        patch_size=8,
+        projection_dim=192,
+    ),
+    unet=UNetConfig(
+        **_both(2, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(160, 288),
+        layers_per_block=1,
+        cross_attention_dim=256,
+        attention_head_dim=(5, 9),
+        use_linear_projection=True,
+    ),
+    vae_stage=StageConfig(share=0.12, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
+    clip_stage=StageConfig(share=0.08, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
+    unet_stage=StageConfig(share=0.80, batch_size=64, learning_rate=6e-4, ema=0.9995),
+)
+
+TINY = replace(
+    SMALL,
+    image_size=16,
+    window=12,
+    vocab_size=600,
+    vae=replace(
+        SMALL.vae,
+        **_both(2, "DownEncoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        sample_size=16,
+    ),
+    text=replace(SMALL.text, hidden_size=32, intermediate_size=64, num_hidden_layers=2, projection_dim=16),
+    vision=replace(
+        SMALL.vision,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        image_size=16,
+        projection_dim=16,
+        num_attention_heads=4,
+    ),
+    unet=replace(
+        SMALL.unet,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 32),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ),
+    vae_stage=replace(SMALL.vae_stage, batch_size=4),
+    clip_stage=replace(SMALL.clip_stage, batch_size=8),
+    unet_stage=replace(SMALL.unet_stage, batch_size=8),
+)
+
+SIZES = {"small": SMALL, "tiny": TINY}

@@ -1,0 +1,135 @@
+"""What every stage of a training shares: its callbacks, its optimizer, and the moment it counts as finished."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from miniai.base.files import read_json, write_json
+from miniai.recipes.text_to_image_config import StageConfig
+from miniai.train.callbacks import Device, Every, GradientClip, Precision
+from miniai.train.checkpoint import Checkpoint, resume
+from miniai.train.data import Loader
+from miniai.train.ema import EMA
+from miniai.train.guards import Interrupt, NaNGuard
+from miniai.train.learner import Callback, Learner, Objective
+from miniai.train.progress import Progress, Recorder
+from miniai.train.schedule import Budget, Schedule, warmup_constant_cosine
+
+
+class StageInterrupted(Exception):  # noqa: N818 (a person's wish, not an error)
+    """Ctrl-C was pressed; the stage has written its checkpoint and goes on from there with --resume."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """Where and for how long a stage runs. `minutes` or `steps` bound it, whichever is given."""
+
+    name: str
+    folder: Path
+    device: torch.device
+    minutes: float | None
+    steps: int | None
+    sample_minutes: float = 4.0
+    checkpoint_minutes: float = 3.0
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "done.json"
+
+    @property
+    def finished(self) -> bool:
+        return self.record_path.is_file()
+
+    def record(self) -> dict[str, Any]:
+        """What the finished stage says of itself: steps, images, minutes, loss."""
+        return read_json(self.record_path)
+
+
+def run_stage(
+    run: StageRun,
+    config: StageConfig,
+    model: nn.Module,
+    data: Any,
+    objective: Objective,
+    seed: int,
+    *,
+    sample: Callable[[Path], None] | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> None:
+    """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one.
+
+    At the end the model holds the averaged weights, and `run.record_path` says what was done. `sample(path)` draws a
+    picture of the model's state, with the averaged weights in place, every `run.sample_minutes`.
+    Raises StageInterrupted after Ctrl-C, once the checkpoint is written.
+    """
+    channels_last(model)
+    model.to(run.device)
+    ema, recorder = EMA(config.ema), Recorder(run.folder / "log.jsonl", every=20)
+    budget, interrupt = Budget(run.minutes, run.steps), Interrupt()
+
+    def paint(learner: Learner) -> None:
+        if sample is not None:
+            with ema.swap(model):
+                sample(run.folder / "samples" / f"step-{learner.step:07d}.png")
+
+    learner = Learner(
+        model,
+        Loader(data, min(config.batch_size, len(data)), seed=seed),
+        objective,
+        torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
+        ),
+        callbacks=[
+            Device(run.device),
+            Precision(torch.bfloat16),
+            NaNGuard(),
+            GradientClip(config.clip_norm),
+            Schedule(warmup_constant_cosine(config.warmup, config.decay_from)),
+            ema,
+            recorder,
+            Progress(label=run.name),
+            Checkpoint(run.folder / "checkpoints", every_minutes=run.checkpoint_minutes),
+            Every(paint, minutes=run.sample_minutes),
+            budget,
+            interrupt,
+            *callbacks,
+        ],
+        seed=seed,
+    )
+    resume(learner, run.folder / "checkpoints")
+    learner.fit()
+    if interrupt.received is not None:
+        raise StageInterrupted(f"the {run.name} stage stopped at step {learner.step}: go on with --resume")
+    paint(learner)
+    recorder.plot(run.folder / "loss.png")
+    model.load_state_dict(ema.model_state(model))
+    model.eval()
+    write_json(
+        run.record_path,
+        {
+            "stage": run.name,
+            "steps": learner.step,
+            "images": learner.step * learner.train.batch_size,
+            "minutes": round(budget.seconds() / 60, 2),
+            "loss": round(recorder.smooth_loss(), 5),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; biases, norms and other vectors do not (as in Radford et al. 2021, section 2.5)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Convolution weights in the memory order that both CPU and GPU kernels are fastest with."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,92 @@
+"""Stage 1: an autoencoder learns to put a picture into a few numbers, and back."""
+
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from miniai.base.images import grid, save_png, to_pil
+from miniai.nn.autoencoder import AutoencoderKL
+from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
+from miniai.recipes.training import StageRun, run_stage
+
+
+def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Pixels of 0 to 255 to [-1, 1], in channels-last memory."""
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+class VAEObjective:
+    """Mean absolute error of the pixels and of their edges, and the divergence of the latents from the standard normal
+    (the evidence lower bound with a Laplace likelihood; Kingma and Welling 2014, equation 10, reweighted)."""
+
+    def __init__(self, weights: VAELossConfig) -> None:
+        self.weights = weights
+
+    def __call__(
+        self, model: nn.Module, images: UInt8[Tensor, "b 3 h w"], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        assert isinstance(model, AutoencoderKL)
+        target = to_float(images)
+        latents = model.encode(target)
+        painted = model.decode(latents.sample(generator)).float()
+        pixels = (painted - target).abs().mean()
+        edges = edge_error(painted, target)
+        kl = latents.kl().mean() / latents.mean[0].numel()
+        loss = pixels + self.weights.edges * edges + self.weights.kl * kl
+        return {"loss": loss, "pixels": pixels, "edges": edges, "kl": kl}
+
+
+def edge_error(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Mean absolute error of the differences between horizontal and between vertical neighbours."""
+    error = a - b
+    return 0.5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+
+
+def train_vae(config: TextToImageConfig, images: UInt8[Tensor, "n 3 h w"], run: StageRun) -> AutoencoderKL:
+    """Train an autoencoder on `images`; its latents have mean 0 and deviation 1 in each channel."""
+    torch.manual_seed(config.seed)  # initial weights
+    vae = AutoencoderKL(config.vae)
+    few = images[torch.linspace(0, len(images) - 1, min(32, len(images))).long()]
+
+    def sample(path: Path) -> None:
+        save_reconstructions(path, vae, few.to(run.device))
+
+    run_stage(run, config.vae_stage, vae, images, VAEObjective(config.vae_loss), config.seed, sample=sample)
+    standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(run.device))
+    return vae
+
+
+@torch.no_grad()
+def save_reconstructions(path: str | os.PathLike[str], vae: AutoencoderKL, images: UInt8[Tensor, "n 3 h w"]) -> None:
+    """A sheet with rows of pictures, each above what the autoencoder makes of it."""
+    target = to_float(images)
+    painted = vae.decode(vae.encode(target).mode())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    n_columns = 8
+    rows = []
+    for start in range(0, len(images), n_columns):
+        for row in (target, painted.float()):
+            rows += to_pil(row[start : start + n_columns].cpu())
+    save_png(path, grid(rows, n_columns, gap=2))
+
+
+@torch.no_grad()
+def standardise_latents(vae: AutoencoderKL, images: UInt8[Tensor, "n 3 h w"]) -> None:
+    """Shift and scale each latent channel to mean 0 and deviation 1 over `images`, by changing the 1×1 convolutions on
+    either side of the latents, so that pictures stay what they were and no factor need be remembered."""
+    assert vae.quant_conv is not None
+    assert vae.post_quant_conv is not None
+    means = torch.cat([vae.encode(to_float(part)).mean for part in images.split(128)]).float()
+    mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    c = len(mean)
+    before, after = vae.quant_conv, vae.post_quant_conv
+    assert before.bias is not None
+    assert after.bias is not None
+    before.weight[:c] /= std[:, None, None, None]
+    before.bias[:c] = (before.bias[:c] - mean) / std
+    before.bias[c:] -= 2 * std.log()  # log-variances
+    after.bias += (after.weight[:, :, 0, 0] @ mean[:, None])[:, 0]
+    after.weight *= std[None, :, None, None]
