@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D
+from miniai.nn.layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
 NEUTRAL: dict[str, Any] = {
@@ -76,17 +76,22 @@ class DiagonalGaussian:
         return kl.flatten(1).sum(1)
 
 
-class AutoencoderAttention(Attention):
+class AutoencoderAttention(nn.Module):
     """Self-attention over all positions with one head, as a residual."""
 
     def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(channels, channels, 1, channels, bias=True)
+        super().__init__()
         self.group_norm = GroupNorm(groups, channels, eps=1e-6)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The feature map with what its positions read from one another added."""
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        return x + self(tokens).transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
+        q, k, v = (project(tokens)[:, None] for project in (self.to_q, self.to_k, self.to_v))
+        attended = self.to_out[0](attend(q, k, v)[:, 0])
+        return x + attended.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
 
 
 class MidBlock(nn.Module):
@@ -103,7 +108,7 @@ class MidBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         x = self.resnets[0](x)
         for attention in self.attentions:
-            x = attention.residual(x)
+            x = attention(x)
         return self.resnets[1](x)
 
 

@@ -290,10 +290,10 @@ def init_clip(model: nn.Module) -> None:
         elif isinstance(module, CLIPVisionEmbeddings):
             nn.init.normal_(module.class_embedding, std=0.02)
     for encoder in (m for m in model.modules() if isinstance(m, CLIPEncoder)):
-        for layer in encoder.layers:
-            for last in (layer.self_attn.out_proj, layer.mlp.fc2):
+        for name, weight in encoder.named_parameters():
+            if name.endswith(("out_proj.weight", "fc2.weight")):
                 with torch.no_grad():
-                    last.weight.mul_((2 * len(encoder.layers)) ** -0.5)
+                    weight.mul_((2 * len(encoder.layers)) ** -0.5)
 
 
 def _architecture_only(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ or the hour.
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,14 @@ def build_emoji(
         flags, letters, clock faces and buttons; None is everything
     size: edge of the square pictures, in pixels, 16 to 1024
     cache: folder of the downloaded tarballs; None is the user's cache folder
-    n_jobs: rendering processes
+    n_jobs: rendering threads
     sources, emojibase: the packages to read instead of the pinned ones
 
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
     npm or resvg-py missing, no connection, a tarball that is not the pinned one.
     """
     packages = {**STYLES, **SEPARATE_STYLES} if sources is None else dict(sources)
-    _check_request(out, styles, size, packages)
+    _check_request(out, styles, size, n_jobs, packages)
     cache = cache or default_cache()
     concepts, matches = _read_sources(styles, packages, emojibase, cache)
     chosen = choose(concepts, groups)
@@ -148,7 +148,7 @@ def build_emoji(
     return EmojiReport(out, reports)
 
 
-def _check_request(out: Path, styles: Sequence[str], size: int, packages: Mapping[str, Source]) -> None:
+def _check_request(out: Path, styles: Sequence[str], size: int, n_jobs: int, packages: Mapping[str, Source]) -> None:
     if not styles:
         raise UserError(f"no style named; choose from {', '.join(packages)}")
     for style in styles:
@@ -161,6 +161,8 @@ def _check_request(out: Path, styles: Sequence[str], size: int, packages: Mappin
         raise UserError(
             f"{separate[0]} is CC BY-SA and is never mixed with other styles: build it alone, in a folder of its own"
         )
+    if n_jobs < 1:
+        raise UserError(f"{n_jobs} jobs draw nothing; give 1 or more")
     if not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"size {size} is out of range; give {SIZES[0]} to {SIZES[1]} pixels")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -258,13 +260,12 @@ def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: in
     paths = [folder / picture.split / picture.file_name for picture in wanted]
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
-    icons, sizes = [picture.icon for picture in wanted], [size] * len(wanted)
-    if n_jobs > 1 and len(wanted) > 200:
-        # spawn: a fork would copy whatever threads the caller's torch has running
-        with ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
-            digests = _watched(pool.map(_render_to, paths, icons, sizes, chunksize=32), len(wanted), progress)
-    else:
-        digests = _watched(map(_render_to, paths, icons, sizes), len(wanted), progress)
+    with ThreadPoolExecutor(n_jobs) as pool:  # the renderer lets go of the interpreter, so threads are enough
+        digests = pool.map(_render_to, paths, [picture.icon for picture in wanted], repeat(size))
+        try:
+            digests = list(tqdm(digests, total=len(wanted), desc="drawing", unit="picture", disable=not progress))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: at once, not after the queue
     trained = {digest for picture, digest in zip(wanted, digests, strict=True) if picture.split == "train"}
     kept = []
     for picture, path, digest in zip(wanted, paths, digests, strict=True):
@@ -273,10 +274,6 @@ def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: in
         elif digest:
             kept.append(picture)
     return kept
-
-
-def _watched(digests: Iterable[str], n_total: int, progress: bool) -> list[str]:
-    return list(tqdm(digests, total=n_total, desc="drawing", unit="picture", disable=not progress))
 
 
 def _style_report(style: str, pictures: Iterable[Picture], kept: Iterable[Picture], n_unmatched: int) -> StyleReport:

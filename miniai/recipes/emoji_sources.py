@@ -19,6 +19,7 @@ from typing import Any
 from miniai.base.errors import UserError
 
 NPM_TIMEOUT_S = 600
+NPM_OPTIONS = ("--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=2000")  # offline: say so in seconds
 MAX_JSON_BYTES = 256 * 2**20  # the largest, fluent-emoji's icons.json, holds 51 MB
 
 
@@ -139,7 +140,7 @@ def _download(source: Source, cache: Path) -> None:
     except OSError as error:
         raise UserError(f"{cache}: cannot keep downloads here ({error.strerror}); give another cache folder") from error
     try:
-        command = [npm, "pack", f"{source.name}@{source.version}", "--silent", "--ignore-scripts"]
+        command = [npm, "pack", f"{source.name}@{source.version}", "--ignore-scripts", *NPM_OPTIONS]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False)
         tarball = Path(scratch) / source.tarball
         if done.returncode != 0 or not tarball.exists():
@@ -155,8 +156,10 @@ def _download(source: Source, cache: Path) -> None:
 
 
 def _reason(stderr: str) -> str:
-    lines = [line.removeprefix("npm").strip() for line in stderr.splitlines() if line.strip()]
-    return lines[0] if lines else "npm gave no reason (is this machine offline?)"
+    """The line of npm's complaint that says what happened: its first lines hold only error numbers."""
+    lines = [line.removeprefix("npm error").strip() for line in stderr.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("code ", "syscall ", "errno "))]
+    return lines[0] if lines else "npm gave no reason"
 
 
 def read_members(tarball: Path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -79,16 +79,13 @@ class TextToImageConfig:
         return self.image_size // self.vae.factor
 
 
-def _both(levels: int, down: str, up: str) -> dict[str, tuple[str, ...]]:
-    return {"down_block_types": (down,) * levels, "up_block_types": (up,) * levels}
-
-
 SMALL = TextToImageConfig(
     image_size=64,
     window=32,
     vocab_size=4096,
     vae=VAEConfig(
-        **_both(4, "DownEncoderBlock2D", "UpDecoderBlock2D"),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 48, 96, 128),
         layers_per_block=1,
         latent_channels=16,
@@ -113,7 +110,8 @@ SMALL = TextToImageConfig(
         projection_dim=192,
     ),
     unet=UNetConfig(
-        **_both(2, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
         sample_size=8,
         in_channels=16,
         out_channels=16,
@@ -123,9 +121,9 @@ SMALL = TextToImageConfig(
         attention_head_dim=(5, 9),
         use_linear_projection=True,
     ),
-    vae_stage=StageConfig(share=0.12, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
-    clip_stage=StageConfig(share=0.08, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
-    unet_stage=StageConfig(share=0.80, batch_size=64, learning_rate=6e-4, ema=0.9995),
+    vae_stage=StageConfig(share=0.15, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
+    clip_stage=StageConfig(share=0.13, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
+    unet_stage=StageConfig(share=0.72, batch_size=64, learning_rate=6e-4, ema=0.9995),
 )
 
 TINY = replace(
@@ -135,7 +133,8 @@ TINY = replace(
     vocab_size=600,
     vae=replace(
         SMALL.vae,
-        **_both(2, "DownEncoderBlock2D", "UpDecoderBlock2D"),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
         latent_channels=4,
         sample_size=16,

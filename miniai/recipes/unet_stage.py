@@ -109,7 +109,7 @@ def init_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     last_layers = [unet.conv_out]
     for name, module in unet.named_modules():
         if name.endswith((".conv2", ".proj_out")):
-            last_layers.append(module)  # type: ignore[arg-type]
+            last_layers.append(module)
     for layer in last_layers:
         nn.init.zeros_(layer.weight)
         if layer.bias is not None:
