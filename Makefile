@@ -1,0 +1,38 @@
+# make generate PROMPT="a red apple, twemoji style"   paint a picture
+# make test                                           the whole test suite
+# make lint                                           style and types
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= a smiling cat with sunglasses, noto style
+export PROMPT
+PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: install generate test lint benchmark clean
+
+install: $(VENV)/.installed
+
+# torch first, by its exact version: asked for so, pip takes the CPU build where there is one at hand.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "miniai needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev,data]'
+	@touch $@
+
+generate: $(VENV)/.installed
+	@$(VENV)/bin/miniai generate "$$PROMPT" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
