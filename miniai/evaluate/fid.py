@@ -1,0 +1,132 @@
+"""How far apart two sets of pictures are, as sets: Fréchet distance (FID) and kernel distance (KID) of their features.
+
+Features are rows of numbers that some network made of the pictures. Both figures depend on that network and on the
+features' scale: compare only what was computed with the same one.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from miniai.base.errors import UserNotice
+from miniai.base.seeds import make_generator
+
+FEW_SAMPLES = 2048  # what Heusel et al.'s own code asks for as the least
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (d,) and unbiased covariance (d, d) of a set of features, float64."""
+
+    mean: Float[Tensor, " d"]
+    covariance: Float[Tensor, "d d"]
+
+
+def moments(features: Float[Tensor, "n d"]) -> Moments:
+    """Mean and covariance of at least two rows of features."""
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs at least two pictures, not {len(features)}")
+    rows = _checked(features)
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    return Moments(mean, centred.T @ centred / (len(rows) - 1))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared 2-Wasserstein distance of the two normal distributions with these moments, at least 0.
+
+    |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))   (Heusel et al. 2017, equation 6; Dowson and Landau 1982)
+
+    The trace of that root is the sum of the singular values of C1^(1/2) C2^(1/2), whose squares are the eigenvalues of
+    C1 C2. So no unsymmetric matrix needs a root, nothing is complex, and a singular covariance needs no offset.
+    """
+    product = _root(a.covariance) @ _root(b.covariance)
+    trace_of_root = torch.linalg.svdvals(product).sum()
+    shift = (a.mean - b.mean).square().sum()
+    return max(0.0, float(shift + a.covariance.trace() + b.covariance.trace() - 2 * trace_of_root))
+
+
+def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Symmetric root. What rounding left of eigenvalues that are zero is set to zero, or it would come back larger."""
+    values, vectors = torch.linalg.eigh(covariance)
+    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    return (vectors * torch.where(values > smallest, values, 0).sqrt()) @ vectors.T
+
+
+def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+    """Fréchet distance between two sets of features (Heusel et al. 2017); its unit is that of the features, squared.
+
+    The estimate is biased upward, the more the fewer pictures there are: compare figures of equally large sets only. A
+    UserNotice says so if either set has fewer than 2,048.
+    """
+    fewer = min(len(a), len(b))
+    if fewer < FEW_SAMPLES:
+        warnings.warn(
+            f"FID of {fewer:,} pictures is biased upward (below {FEW_SAMPLES:,} it is no absolute figure): "
+            "compare it only with another of as many",
+            UserNotice,
+            stacklevel=2,
+        )
+    return frechet_distance(moments(a), moments(b))
+
+
+@dataclass(frozen=True)
+class KID:
+    """Mean of the squared MMD over `n_subsets` subsets of `subset_size` pictures, and its deviation among them.
+
+    The estimate is unbiased, so it can be slightly negative; the deviation is of one subset's figure.
+    """
+
+    mean: float
+    deviation: float
+    n_subsets: int
+    subset_size: int
+
+
+def kid(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], n_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KID:
+    """Kernel distance between two sets of features (Binkowski et al. 2018, section 4).
+
+    The mean over random subsets of the unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3.
+    Subsets are drawn without replacement, at most half of the smaller set, so that they differ from one another.
+    """
+    size = min(subset_size, min(len(a), len(b)) // 2)
+    if size < 2 or n_subsets < 1:
+        raise ValueError(f"KID needs at least four pictures on each side and one subset, not {len(a)} and {len(b)}")
+    a, b = _checked(a), _checked(b)
+    figures = []
+    for i in range(n_subsets):
+        generator = make_generator(seed, i)
+        few_a = a[torch.randperm(len(a), generator=generator)[:size].to(a.device)]
+        few_b = b[torch.randperm(len(b), generator=generator)[:size].to(b.device)]
+        figures.append(squared_mmd(few_a, few_b))
+    values = torch.tensor(figures, dtype=torch.float64)
+    return KID(float(values.mean()), float(values.std(unbiased=False)), n_subsets, size)
+
+
+def squared_mmd(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy, kernel (x.y / d + 1)^3
+    (Gretton et al. 2012, equation 3; Binkowski et al. 2018, equation 4)."""
+    a, b = _checked(a), _checked(b)
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"the unbiased estimate needs at least two pictures on each side, not {n} and {m}")
+    within_a, within_b, between = _kernel(a, a), _kernel(b, b), _kernel(a, b)
+    mean_a = (within_a.sum() - within_a.trace()) / (n * (n - 1))
+    mean_b = (within_b.sum() - within_b.trace()) / (m * (m - 1))
+    return float(mean_a + mean_b - 2 * between.mean())
+
+
+def _kernel(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _checked(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """In float64, where the difference of two traces keeps its digits."""
+    if not features.isfinite().all():
+        raise ValueError("the features hold NaN or Inf: there is no distance between such sets")
+    return features.double()
