@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -40,6 +39,7 @@ from miniai.recipes.emoji_concepts import (
     match_icons,
     read_concepts,
 )
+from miniai.recipes.emoji_drawing import render, renderer
 from miniai.recipes.emoji_sources import (
     EMOJIBASE,
     SEPARATE_STYLES,
@@ -129,7 +129,7 @@ def build_emoji(
     chosen = choose(concepts, groups)
     _check_groups(groups, concepts)
     pictures = _split(chosen, {style: matches[style].icons for style in styles})
-    if not any(picture.split == "train" for picture in pictures):
+    if not pictures:
         raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
     temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     try:
@@ -169,16 +169,7 @@ def _check_request(out: Path, styles: Sequence[str], size: int, n_jobs: int, pac
         raise UserError(f"{out} is a file or a link; name a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
         raise UserError(f"{out} holds files that were not built here and is left alone; name a new folder")
-    _resvg()
-
-
-def _resvg() -> Any:
-    """The renderer, or a UserError that says how to get it."""
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise UserError("resvg-py draws the emoji and is not installed; run: pip install '.[data]'") from error
-    return resvg_py
+    renderer()
 
 
 def _check_groups(groups: Sequence[str] | None, concepts: Sequence[Concept]) -> None:
@@ -217,6 +208,7 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
     """Training pictures and held-out ones. A held-out pair never trains, whatever else is built.
 
     It is a fair test only if another style teaches the concept; where none here does, the picture is left out.
+    A style that is never trained on is test through and through.
     """
     pictures = []
     for concept in concepts:
@@ -225,28 +217,17 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
         taught = len(held_out) < len(styles)
         for style in styles:
             split = "train" if style not in held_out else "test" if taught else "left out"
+            split = "test" if style in SEPARATE_STYLES else split
             pictures.append(Picture(concept, style, icons[style][concept.hexcode], split))
     return pictures
 
 
-def render(icon: Icon, size: int) -> bytes:
-    """The icon as an RGB PNG of size x size pixels on white, its proportions kept."""
-    flip = f'transform="translate({2 * icon.left + icon.width} 0) scale(-1 1)"' if icon.flip else ""
-    svg = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{size}" height="{size}" viewBox="{icon.left} {icon.top} {icon.width} {icon.height}">'
-        f"<g {flip}>{icon.body}</g></svg>"
-    )
-    drawn = _resvg().svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True)
-    image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _render_to(path: Path, icon: Icon, size: int) -> str:
+def _render_to(path: Path, picture: Picture, size: int) -> str:
     """Render into a file; the digest of the picture comes back, or "" and no file if nothing is to be seen in it."""
-    data = render(icon, size)
+    try:
+        data = render(picture.icon, size)
+    except ValueError as error:
+        raise UserError(f"{picture.style}: its icon {picture.icon.name} cannot be drawn ({error})") from error
     with Image.open(io.BytesIO(data)) as image:
         if image.convert("RGB").getcolors(1) is not None:  # one colour
             return ""
@@ -261,9 +242,9 @@ def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: in
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(n_jobs) as pool:  # the renderer lets go of the interpreter, so threads are enough
-        digests = pool.map(_render_to, paths, [picture.icon for picture in wanted], repeat(size))
+        drawing = pool.map(_render_to, paths, wanted, repeat(size))
         try:
-            digests = list(tqdm(digests, total=len(wanted), desc="drawing", unit="picture", disable=not progress))
+            digests = list(tqdm(drawing, total=len(wanted), desc="drawing", unit="picture", disable=not progress))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: at once, not after the queue
     trained = {digest for picture, digest in zip(wanted, digests, strict=True) if picture.split == "train"}

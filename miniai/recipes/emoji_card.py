@@ -25,15 +25,17 @@ def data_card(
     separate = any(style in SEPARATE_STYLES for style in used)
     rows = "\n".join(_row(style, source, counts[style]) for style, source in used.items())
     licences = "\n".join(f"- {name}: {LICENCE_TEXTS.get(name, '')}" for name in sorted({*_licences(used, emojibase)}))
-    never = "\n**This folder is never trained on** (share-alike licence): it is for comparison only.\n"
+    never = (
+        "\n**This folder is never trained on** (share-alike licence): all of it is in `test/`, for comparison only.\n"
+    )
     return f"""# Emoji, with captions
 {never if separate else ""}
 {n_train + n_test:,} pictures of {size}x{size} pixels on white, without skin-tone variants: {n_train:,} to train on,
 {n_test:,} held out. Groups: {", ".join(groups) if groups is not None else "all"}. Built by `miniai data emoji`.
 
 `train/metadata.jsonl` and `test/metadata.jsonl` have one line a picture: `file_name`, `text` (the main caption),
-`captions` (all of them), `style`, `concept` (code points), `label`, `group`, `subgroup`, `split`, `licence`. Hugging Face `datasets` reads the folder
-with `load_dataset("imagefolder", data_dir=...)`.
+`captions` (all of them), `style`, `concept` (code points), `label`, `group`, `subgroup`, `split`, `licence`. Hugging
+Face `datasets` reads the folder with `load_dataset("imagefolder", data_dir=...)`.
 
 | style | drawn by | package | licence | train | held out | left out | other icons (skin tones, letters, …) |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: |

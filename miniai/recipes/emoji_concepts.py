@@ -56,8 +56,8 @@ class Icon:
     body: str
     width: float
     height: float
-    left: float = 0
-    top: float = 0
+    left: float = 0.0
+    top: float = 0.0
     flip: bool = False
 
 
@@ -211,6 +211,6 @@ def _icon(icons: Mapping[str, Any], name: str) -> Icon:
         flip ^= bool(alias.get("hFlip"))
         entry = {**{k: v for k, v in alias.items() if k not in ("parent", "hFlip")}, **entry}
         name = alias["parent"]
-    width = entry.get("width", icons.get("width", 16))
-    height = entry.get("height", icons.get("height", 16))
-    return Icon(name, entry["body"], width, height, entry.get("left", 0), entry.get("top", 0), flip)
+    width, height = (float(entry.get(edge, icons.get(edge, 16))) for edge in ("width", "height"))
+    left, top = (float(entry.get(edge, 0)) for edge in ("left", "top"))
+    return Icon(name, entry["body"], width, height, left, top, flip)
