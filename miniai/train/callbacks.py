@@ -65,7 +65,7 @@ class Precision(Callback):
 class GradientClip(Callback):
     """Scales all gradients together so that their norm is at most `max_norm`; logs the norm they had."""
 
-    def __init__(self, max_norm: float = 1.0) -> None:
+    def __init__(self, max_norm: int | float = 1.0) -> None:
         if not max_norm > 0:
             raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm = max_norm
@@ -85,7 +85,7 @@ class Every(Callback):
     order = 90
 
     def __init__(
-        self, function: Callable[[Learner], Any], *, n_steps: int | None = None, minutes: float | None = None
+        self, function: Callable[[Learner], Any], *, n_steps: int | None = None, minutes: int | float | None = None
     ) -> None:
         if (n_steps is None) == (minutes is None):
             raise ValueError("Every needs either n_steps or minutes")

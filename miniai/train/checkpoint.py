@@ -33,7 +33,7 @@ class Checkpoint(Callback):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        every_minutes: float | None = 5.0,
+        every_minutes: int | float | None = 5,
         every_steps: int | None = None,
         keep: int = 2,
     ) -> None:

@@ -21,7 +21,7 @@ class EMA(Callback):
 
     order = 50
 
-    def __init__(self, decay: float = 0.999, warmup: float = 10.0, every: int = 1) -> None:
+    def __init__(self, decay: float = 0.999, warmup: int | float = 10, every: int = 1) -> None:
         if not 0 <= decay < 1 or warmup < 1 or every < 1:
             raise ValueError(f"EMA needs 0 <= decay < 1, warmup >= 1, every >= 1, not {decay}, {warmup}, {every}")
         self.decay, self.warmup, self.every = decay, warmup, every

@@ -118,7 +118,9 @@ class Progress(Callback):
 
     order = 70
 
-    def __init__(self, every_seconds: float = 0.5, every_seconds_in_a_file: float = 30.0, label: str = "") -> None:
+    def __init__(
+        self, every_seconds: int | float = 0.5, every_seconds_in_a_file: int | float = 30, label: str = ""
+    ) -> None:
         self.label = label
         self.every_seconds, self.every_seconds_in_a_file = every_seconds, every_seconds_in_a_file
         self._bar: tqdm | None = None
@@ -174,6 +176,6 @@ class Progress(Callback):
         return by_pace if by_time is None else min(by_pace, by_time)
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: int | float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

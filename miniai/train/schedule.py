@@ -17,7 +17,7 @@ class Budget(Callback):
 
     order = 100
 
-    def __init__(self, minutes: float | None = None, steps: int | None = None) -> None:
+    def __init__(self, minutes: int | float | None = None, steps: int | None = None) -> None:
         if minutes is None and steps is None:
             raise ValueError("a Budget needs minutes or steps")
         if (minutes is not None and not minutes > 0) or (steps is not None and steps < 1):

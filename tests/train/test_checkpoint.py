@@ -1,0 +1,310 @@
+"""A training that is killed, interrupted or out of disk goes on as if nothing had been."""
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_training import make_learner, run
+from torch import Tensor
+
+from miniai.base.errors import UserError
+from miniai.train.callbacks import Every
+from miniai.train.checkpoint import Checkpoint, checkpoints, read_checkpoint, resume, save_checkpoint
+from miniai.train.ema import EMA
+from miniai.train.learner import Callback, Learner
+
+N_STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_learner(folder, N_STEPS).fit()
+    return folder
+
+
+def start(processes: ForkServerContext, folder: Path, n_steps: int, seconds_per_step: float) -> ForkServerProcess:
+    process = processes.Process(target=run, args=(str(folder), n_steps, seconds_per_step))
+    process.start()
+    return process
+
+
+def steps_saved(folder: Path) -> int:
+    """The steps of the newest checkpoint; 0 if there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in checkpoints(folder / "checkpoints")), default=0)
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    (newest, *_), (expected_newest, *_) = checkpoints(folder / "checkpoints"), checkpoints(expected / "checkpoints")
+    assert newest.name == expected_newest.name == f"step-{N_STEPS:07d}.safetensors"
+    ours, theirs = read_checkpoint(newest), read_checkpoint(expected_newest)
+    for state in (ours, theirs):
+        del state["callbacks"]["Budget"]  # wall time
+    assert_equal(ours, theirs)
+    assert len(theirs["callbacks"]["EMA"]["shadow"]) == 6
+    assert any(bool(moment.any()) for entry in theirs["optimizer"]["state"].values() for moment in entry.values())
+    assert (folder / "log.jsonl").read_bytes() == (expected / "log.jsonl").read_bytes()
+    assert (folder / "log.jsonl").read_bytes().count(b"\n") >= N_STEPS // 3
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_equal(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_equal(one, other)
+    else:
+        assert left == right
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_training_killed_at_random_moments_ends_bit_equal(
+    seed: int, tmp_path: Path, whole: Path, processes: ForkServerContext
+) -> None:
+    chance = random.Random(seed)
+    killed_after: list[int] = []  # the steps of the newest checkpoint at each kill
+    process = start(processes, tmp_path, N_STEPS, seconds_per_step=0.005)
+    while process.exitcode is None:
+        # A machine may be slow: first comes so much progress, and then the random moment.
+        target = steps_saved(tmp_path) + 5 * chance.choice([0, 1, 1, 2])
+        while steps_saved(tmp_path) < target and process.is_alive():
+            time.sleep(0.001)
+        process.join(chance.uniform(0.0, 0.06))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            killed_after.append(steps_saved(tmp_path))
+            process = start(processes, tmp_path, N_STEPS, seconds_per_step=0.005)
+    assert process.exitcode == 0
+    assert len({step for step in killed_after if 0 < step < N_STEPS}) >= 2, killed_after
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_finishes_its_step_writes_a_checkpoint_and_resumes_bit_equal(
+    number: signal.Signals, tmp_path: Path, whole: Path, processes: ForkServerContext
+) -> None:
+    process = start(processes, tmp_path, N_STEPS, seconds_per_step=0.02)
+    deadline = time.monotonic() + 60
+    while not steps_saved(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)  # between two of the regular checkpoints
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == 0
+    learner = make_learner(tmp_path, N_STEPS)
+    assert resume(learner, tmp_path / "checkpoints")
+    assert 0 < learner.step < N_STEPS
+    learner.fit()
+    assert_same_end(tmp_path, whole)
+
+
+class StopAt(Callback):
+    """Fails at a given step, as a power cut would."""
+
+    order = 200
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_batch(self, learner: Learner) -> None:
+        if learner.step == self.step:
+            raise KeyboardInterrupt
+
+
+def train_until(folder: Path, step: int) -> Learner:
+    learner = make_learner(folder, N_STEPS)
+    learner.callbacks.append(StopAt(step))
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit()
+    return learner
+
+
+def go_on(folder: Path) -> None:
+    learner = make_learner(folder, N_STEPS)
+    assert resume(learner, folder / "checkpoints")
+    learner.fit()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_in_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut_short, cut_in_the_header, empty, flip_one_bit])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage: Any, tmp_path: Path, whole: Path) -> None:
+    train_until(tmp_path, 23)
+    newest, previous = checkpoints(tmp_path / "checkpoints")
+    assert (newest.name, previous.name) == ("step-0000020.safetensors", "step-0000015.safetensors")
+    damage(newest)
+    learner = make_learner(tmp_path, N_STEPS)
+    with pytest.warns(UserWarning, match="step-0000020.safetensors is passed over"):
+        assert resume(learner, tmp_path / "checkpoints")
+    assert learner.step == 15
+    learner.fit()
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_does_not_push_out_good_ones(tmp_path: Path) -> None:
+    train_until(tmp_path, 23)
+    empty(checkpoints(tmp_path / "checkpoints")[0])
+    learner = make_learner(tmp_path, N_STEPS)
+    with pytest.warns(UserWarning, match="passed over"):
+        resume(learner, tmp_path / "checkpoints")
+    next(c for c in learner.callbacks if isinstance(c, Checkpoint)).save(learner)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-0000015.safetensors"]
+
+
+def test_when_every_checkpoint_is_damaged_the_error_says_so(tmp_path: Path) -> None:
+    train_until(tmp_path, 23)
+    for path in checkpoints(tmp_path / "checkpoints"):
+        empty(path)
+    learner = make_learner(tmp_path, N_STEPS)
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(UserError, match="no checkpoint in .* can be"):
+        resume(learner, tmp_path / "checkpoints")
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_stops_with_one_line_and_leaves_the_previous_checkpoint(tmp_path: Path, whole: Path) -> None:
+    learner = make_learner(tmp_path, N_STEPS)
+    limit = files_of_at_most(6_000)  # under one checkpoint, above the log
+
+    class FillTheDisk(Callback):
+        order = 79
+
+        def after_batch(self, learner: Learner) -> None:
+            if learner.step == 15 and learner.training:
+                limit.__enter__()
+
+    learner.callbacks.append(FillTheDisk())
+    try:
+        with pytest.raises(UserError, match="cannot write .*step-0000015.safetensors"):
+            learner.fit()
+    finally:
+        limit.__exit__(None, None, None)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-0000005.safetensors",
+        "step-0000010.safetensors",
+    ]
+    go_on(tmp_path)
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_resumed_fused_optimizer_keeps_the_memory_layout_of_its_weights(tmp_path: Path) -> None:
+    train_until(tmp_path, 23)
+    learner = make_learner(tmp_path, N_STEPS)
+    resume(learner, tmp_path / "checkpoints")
+    weight = learner.model[0].weight  # type: ignore[index]
+    assert not weight.is_contiguous()
+    assert learner.optimizer.state[weight]["exp_avg"].stride() == weight.stride()
+
+
+def test_no_checkpoint_means_false_and_an_untouched_learner(tmp_path: Path) -> None:
+    learner = make_learner(tmp_path, N_STEPS)
+    assert resume(learner, tmp_path / "nothing") is False
+    assert learner.step == 0
+
+
+def test_a_new_training_refuses_a_folder_with_another_ones_checkpoints(tmp_path: Path) -> None:
+    train_until(tmp_path, 7)
+    with pytest.raises(UserError, match="earlier training"):
+        make_learner(tmp_path, N_STEPS).fit()
+
+
+def test_a_checkpoint_of_another_model_or_seed_is_refused_by_name(tmp_path: Path) -> None:
+    train_until(tmp_path, 7)
+    other = make_learner(tmp_path, N_STEPS)
+    other.model.append(torch.nn.Linear(2, 2))  # type: ignore[operator]
+    with pytest.raises(UserError, match="step-0000005.safetensors lacks 5.bias"):
+        resume(other, tmp_path / "checkpoints")
+    other = make_learner(tmp_path, N_STEPS)
+    other.seed = 8
+    with pytest.raises(UserError, match="seed 7, not 8"):
+        resume(other, tmp_path / "checkpoints")
+
+
+def test_another_batch_size_warns_and_starts_the_epoch_again(tmp_path: Path) -> None:
+    train_until(tmp_path, 7)
+    learner = make_learner(tmp_path, N_STEPS)
+    learner.train.batch_size = 6
+    with pytest.warns(UserWarning, match="trained on other batches"):
+        resume(learner, tmp_path / "checkpoints")
+    assert (learner.step, learner.epoch, learner.batch_index) == (5, 0, 0)
+
+
+def test_a_callback_without_a_saved_state_is_named_in_a_warning(tmp_path: Path) -> None:
+    train_until(tmp_path, 7)
+    learner = make_learner(tmp_path, N_STEPS)
+    learner.callbacks.append(EMA(0.5))
+    with pytest.warns(UserWarning, match="callback EMA-2 is not resumed"):
+        resume(learner, tmp_path / "checkpoints")
+
+
+def test_only_the_newest_checkpoints_are_kept(whole: Path) -> None:
+    assert [path.name for path in checkpoints(whole / "checkpoints")] == [
+        "step-0000060.safetensors",
+        "step-0000055.safetensors",
+    ]
+
+
+def test_a_checkpoint_every_few_minutes_is_written_in_between_steps(tmp_path: Path) -> None:
+    learner = make_learner(tmp_path, 12)
+    timed = Checkpoint(tmp_path / "timed", every_minutes=1e-9, keep=100)
+    learner.callbacks.append(timed)
+    learner.fit()
+    assert len(checkpoints(tmp_path / "timed")) == 12
+
+
+def test_gradients_that_outlive_a_batch_are_resumed_too(tmp_path: Path) -> None:
+    learner = make_learner(tmp_path, 12)
+    learner.model[0].weight.grad = torch.randn(8, 3, 3, 3)  # type: ignore[index]
+    save_checkpoint(learner, tmp_path / "step-0000001.safetensors")
+    other = make_learner(tmp_path, 12)
+    assert resume(other, tmp_path)
+    assert torch.equal(other.model[0].weight.grad, learner.model[0].weight.grad)  # type: ignore[index]
+    assert other.model[0].bias.grad is None  # type: ignore[index]
+
+
+def test_a_sample_grid_between_steps_does_not_change_the_training(tmp_path: Path, whole: Path) -> None:
+    learner = make_learner(tmp_path, N_STEPS)
+    learner.callbacks.append(Every(lambda learner: learner.model(torch.randn(2, 3, 8, 8)), n_steps=7))
+    learner.fit()
+    assert_same_end(tmp_path, whole)
