@@ -8,7 +8,9 @@ Everything that is wrong with a folder is found before training starts, and told
 """
 
 import csv
+import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -79,14 +81,15 @@ def read_captioned_folder(folder: Path) -> CaptionedFolder:
     how much is wrong, every missing, unreadable or unknown picture, empty caption, duplicate or broken line in it
     (the first 20 of them by name).
     """
-    folder = Path(folder)
+    folder = Path(os.path.normpath(folder))
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name a folder of captioned pictures")
     problems: list[str] = []
     tables = _metadata_files(folder)
-    found = list(_from_metadata(folder, tables, problems) if tables else _from_text_files(folder, problems))
+    named: set[Path] = set()
+    found = list(_from_metadata(folder, tables, named, problems) if tables else _from_text_files(folder, problems))
     items = _without_duplicates(folder, found, problems)
-    problems += _unlisted(folder, tables, found) if tables else []
+    problems += _unlisted(folder, tables, named)
     items = _readable(folder, items, problems)
     if not items and not problems:
         raise UserError(
@@ -139,10 +142,15 @@ def _metadata_files_in(folder: Path) -> list[Path]:
     return [folder / name for name in METADATA if (folder / name).is_file()][:1]
 
 
-def _from_metadata(folder: Path, tables: list[Path], problems: list[str]) -> Iterator[CaptionedItem]:
+def _from_metadata(folder: Path, tables: list[Path], named: set[Path], problems: list[str]) -> Iterator[CaptionedItem]:
+    """The items of all good lines; `named` gathers every picture that any line names."""
     for table in tables:
         for where, row in _rows(folder, table, problems):
-            item = _item(folder, table, row)
+            try:
+                named.add((table.parent / str(row.get("file_name"))).resolve())
+                item = _item(folder, table, row)
+            except (OSError, ValueError):  # a name that no file system has: a null byte, thousands of letters
+                item = "file_name is not a file's name"
             if isinstance(item, str):
                 problems.append(f"{where}: {item}")
             else:
@@ -158,9 +166,12 @@ def _rows(folder: Path, table: Path, problems: list[str]) -> Iterator[tuple[str,
         problems.append(f"{name}: cannot be read as UTF-8 text ({error})")
         return
     if table.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        for row in reader:
-            yield f"{name}, line {reader.line_num}", row
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+        try:
+            for row in reader:
+                yield f"{name}, line {reader.line_num}", row
+        except csv.Error as error:
+            problems.append(f"{name}, line {reader.line_num}: not CSV ({error})")
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -180,8 +191,9 @@ def _item(folder: Path, table: Path, row: Mapping[str, Any]) -> CaptionedItem | 
     file_name = row.get("file_name")
     if not isinstance(file_name, str) or not file_name.strip():
         return "no file_name"
-    path = table.parent / file_name
-    if not path.resolve().is_relative_to(table.parent.resolve()):
+    path = Path(os.path.normpath(table.parent / file_name))
+    path.is_file()  # raises for a name that cannot be one
+    if not path.is_relative_to(os.path.normpath(table.parent)):
         return f"{file_name} lies outside the folder"
     more = row.get("captions") or []
     if not isinstance(more, list):
@@ -233,14 +245,13 @@ def _without_duplicates(folder: Path, items: list[CaptionedItem], problems: list
     return list(first.values())
 
 
-def _unlisted(folder: Path, tables: list[Path], items: list[CaptionedItem]) -> list[str]:
-    """Pictures beside the metadata that it does not name: a caption was forgotten."""
-    listed = {item.path.resolve() for item in items}
+def _unlisted(folder: Path, tables: list[Path], named: set[Path]) -> list[str]:
+    """Pictures beside the metadata that no line names: a caption was forgotten."""
     present = [p for table in tables for p in sorted(table.parent.rglob("*")) if p.suffix.lower() in SUFFIXES]
     return [
-        f"{path.relative_to(folder)}: no caption (not in {METADATA[0]})"
+        f"{path.relative_to(folder)}: no caption (in no line of the metadata)"
         for path in present
-        if path.resolve() not in listed and not path.name.startswith(".")
+        if path.resolve() not in named and not path.name.startswith(".")
     ]
 
 
