@@ -46,6 +46,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the UserError that `atomic_file(path)` would raise; nothing is left behind, and what is at `path` stays."""
+    with suppress(_ChangedMind), atomic_file(path):
+        raise _ChangedMind
+
+
+class _ChangedMind(Exception):  # noqa: N818 (not an error: it only leaves `atomic_file` before the rename)
+    pass
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut; file systems that cannot do this say so and are believed."""
     with suppress(OSError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, read_json, write_json
+from miniai.base.files import atomic_file, check_writable, read_json, write_json
 
 
 def test_what_was_written_is_there_afterwards_and_nothing_else(tmp_path: Path) -> None:
@@ -79,6 +79,16 @@ def test_devices_and_folders_are_never_replaced(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(UserError, match="not a regular file"):
             _write(path)
+
+
+def test_asking_whether_a_path_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    check_writable(tmp_path / "a.bin")
+    check_writable(tmp_path / "new.bin")
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    with pytest.raises(UserError, match="folder does not exist"):
+        check_writable(tmp_path / "no" / "a.bin")
 
 
 def test_json_comes_back_as_it_went(tmp_path: Path) -> None:

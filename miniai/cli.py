@@ -1,0 +1,229 @@
+"""The `miniai` command. Every import that costs time stands inside the command that needs it."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miniai.base.errors import UserError, UserNotice
+from miniai.recipes import generate_request
+
+app = typer.Typer(
+    help="Stable Diffusion, whole, from its foundations: paint a prompt, train a model, measure it.",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help is there in a fraction of the time
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Build data sets.")
+train_app = typer.Typer(help="Train models.")
+evaluate_app = typer.Typer(help="Measure models.")
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+
+# Click's own class, or that of the copy of click that newer versions of typer carry.
+_CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main() -> None:
+    """The entry point: exit code 0, or 2 after one line about a bad input, or 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a prompt may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: the only place that turns errors into lines."""
+    command = typer.main.get_command(app)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            with command.make_context("miniai", list(arguments) or ["--help"]) as context:
+                command.invoke(context)
+        except UserError as error:
+            return _fail(f"error: {error}")
+        except _CommandLineError as error:
+            where = error.ctx.command_path if getattr(error, "ctx", None) else "miniai"
+            return _fail(f"error: {error.format_message()} (see '{where} --help')")
+        except typer.Exit as done:
+            return done.exit_code
+        except (KeyboardInterrupt, typer.Abort) as stop:
+            return _fail(str(stop) or "stopped", _INTERRUPTED)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    return 0
+
+
+def _fail(line: str, code: int = 2) -> int:
+    typer.echo(line, err=True)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """Notices for the user are one line; warnings among programmers stay out of sight."""
+    if issubclass(category, UserNotice):
+        typer.echo(f"warning: {message}", err=True)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint, in words.", show_default=False)],
+    negative_prompt: Annotated[str, typer.Option(help="What the picture should not be.")] = "",
+    n: Annotated[int, typer.Option(help="Number of pictures, 1 to 256; several also come on one sheet.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the first picture, the next ones count up.", show_default="a fresh one, printed"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = generate_request.STEPS,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, euler, euler_a, dpmpp_2m and others; 'Euler a' and 'DPM++ 2M Karras' work too.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float, typer.Option(help="How strongly the prompt rules, 0 to 100; up to 1 is no guidance and twice as fast.")
+    ] = generate_request.GUIDANCE_SCALE,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a model in the Diffusers layout.", show_default="the packaged one")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG file, or a folder. With --n above 1 it is the sheet; the pictures stand beside it as _1, _2, …",
+            show_default="a name from the prompt, here",
+        ),
+    ] = None,
+    animate: Annotated[
+        Path | None, typer.Option(metavar="FILE.gif", help="Also show the denoising, step by step, as a GIF.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")
+    ] = "auto",
+    width: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
+) -> None:
+    """Paint pictures of a prompt and print where they are.
+
+    The same seed gives the same picture, at any --n. Each PNG carries its prompt, seed and settings.
+    """
+    request = generate_request.GenerateRequest(
+        prompt=_printable(prompt),
+        negative_prompt=_printable(negative_prompt),
+        n=n,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        model=model,
+        out=out,
+        animate=animate,
+        device=device,
+        dtype=dtype,
+        width=width,
+        height=height,
+    )
+    generate_request.check_request(request)  # before torch is loaded, so that a slip is answered at once
+    generate_request.choose_targets(request)
+    from miniai.recipes.generate import generate as paint
+
+    painted = paint(request)
+    typer.echo(f"seed {painted.seed}", err=True)
+    for path in painted.files:
+        typer.echo(path)
+
+
+def _printable(text: str) -> str:
+    """Bytes on the command line that are no UTF-8 become U+FFFD, here and not deep inside a PNG writer."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@data_app.command("emoji")
+def data_emoji(
+    out: Annotated[Path, typer.Option(help="Folder to build; a set built there before is replaced.")],
+    styles: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji; or "
+            "openmoji, alone.",
+            show_default="all but openmoji",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: emojibase groups or subgroups, patterns such as 'food-*', or core for things "
+            "without people, flags, letters, clock faces and buttons.",
+            show_default="everything",
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Edge of the pictures, 16 to 1024 pixels.")] = 64,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the downloads.", show_default="the user's cache folder")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Rendering threads.")] = 2,
+) -> None:
+    """Build the text-to-emoji data set, an ImageFolder of captioned pictures, from npm packages at pinned versions."""
+    from miniai.recipes.emoji import build_emoji
+
+    chosen: dict[str, Any] = {} if styles is None else {"styles": _words(styles)}
+    report = build_emoji(
+        out, groups=None if groups is None else _words(groups), size=size, cache=cache, n_jobs=jobs, **chosen
+    )
+    typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@train_app.command("text-to-image")
+def train_text_to_image(
+    data: Annotated[Path, typer.Option(help="Captioned pictures: an ImageFolder, or a .txt beside each picture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the training; the model will be in its subfolder 'model'.")],
+    minutes: Annotated[float | None, typer.Option(help="Minutes to train in all, shared among the stages.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimizer steps of each stage.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    stages: Annotated[
+        str, typer.Option(help="Which stages to run, separated by commas; those before must be finished.")
+    ] = "vae,clip,latents,unet",
+    size: Annotated[str, typer.Option(help="small (2 CPU cores or one GPU) or tiny (to try the command).")] = "small",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Every number of the recipe, as JSON, such as an earlier training's config.json."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.", show_default="0")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    sample_minutes: Annotated[float, typer.Option(help="Minutes between grids of sample pictures.")] = 4.0,
+) -> None:
+    """Train a text-to-image model on captioned pictures: VAE, CLIP, then the U-Net. Ctrl-C saves and stops."""
+    from miniai.recipes.text_to_image import train_text_to_image as train
+    from miniai.recipes.training import StageInterrupted
+
+    try:
+        folder = train(
+            data,
+            out,
+            minutes=minutes,
+            steps=steps,
+            resume=resume,
+            stages=_words(stages),
+            size=size,
+            config_file=config,
+            seed=seed,
+            device=device,
+            sample_minutes=sample_minutes,
+        )
+    except StageInterrupted as stop:
+        raise KeyboardInterrupt(str(stop)) from stop
+    typer.echo(folder)

@@ -1,0 +1,137 @@
+"""A prompt becomes PNG files: the recipe behind `miniai generate`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import miniai
+from miniai.base.device import pick_device, pick_dtype
+from miniai.base.errors import UserError
+from miniai.base.images import grid, save_gif, save_png, to_pil
+from miniai.base.seeds import image_generators
+from miniai.diffusion.sampling import find_sampler, sampler_from_file
+from miniai.recipes.generate_request import (
+    GenerateRequest,
+    check_request,
+    choose_targets,
+    fresh_seed,
+    packaged_model,
+)
+from miniai.sd.folder import SCHEDULER
+from miniai.sd.pipeline import StableDiffusionPipeline
+
+BATCH_SIZE = 16  # pictures painted at once; more would only take more memory
+MS_PER_FRAME = 120
+MS_LAST_FRAME = 2000
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What was made: `files`, the grid of several pictures last; `seed` of the first picture."""
+
+    files: tuple[Path, ...]
+    seed: int
+
+
+def generate(request: GenerateRequest) -> Painted:
+    """Paint what is asked for and write it. Raises UserError, before anything is painted, if that is not possible."""
+    check_request(request)
+    targets = choose_targets(request)
+    device = pick_device(request.device)
+    model = request.model or packaged_model()
+    if request.sampler is not None:
+        find_sampler(request.sampler)
+    pipe = StableDiffusionPipeline.from_pretrained(model, pick_dtype(request.dtype, device), device)
+    seed = fresh_seed() if request.seed is None else request.seed
+
+    with memory_to_user_error():
+        images, steps = paint(pipe, request, seed)
+
+    for i, path in enumerate(targets.singles or [targets.main]):
+        save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
+    if targets.singles:
+        sheet = as_grid(images)
+        save_png(targets.main, sheet, parameters_text(pipe, request, model, seed, images[0].size))
+    if request.animate is not None:
+        frames = [as_grid(step) for step in steps] + [as_grid(images)]
+        save_gif(request.animate, frames, [MS_PER_FRAME] * len(steps) + [MS_LAST_FRAME])
+    animation = () if request.animate is None else (request.animate,)
+    return Painted((*targets.singles, *animation, targets.main), seed)
+
+
+def paint(
+    pipe: StableDiffusionPipeline, request: GenerateRequest, seed: int
+) -> tuple[list[Image.Image], list[list[Image.Image]]]:
+    """The pictures, and for an animation what each step took the clean pictures to be."""
+    images: list[Image.Image] = []
+    steps: list[list[Image.Image]] = []
+    n_batches = -(-request.n // BATCH_SIZE)
+    # None: shown on a terminal only
+    with tqdm(total=request.steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
+        for first in range(0, request.n, BATCH_SIZE):
+            estimates: list[Tensor] = []
+
+            def after_step(_: object, step: int, timestep: float, tensors: dict[str, Tensor]) -> None:
+                bar.update()
+                if request.animate is not None:
+                    estimates.append(tensors["denoised"])  # noqa: B023 (called within this turn of the loop)
+
+            n_here = min(BATCH_SIZE, request.n - first)
+            output = pipe(
+                request.prompt,
+                request.negative_prompt,
+                height=request.height,
+                width=request.width,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance_scale,
+                sampler=request.sampler,
+                generator=image_generators(seed + first, n_here),
+                num_images_per_prompt=n_here,
+                callback_on_step_end=after_step,
+            )
+            images += output.images
+            with torch.no_grad():
+                decoded = [to_pil(pipe.decode(estimate)) for estimate in estimates]
+            steps = [old + new for old, new in zip(steps, decoded, strict=True)] if steps else decoded
+    return images, steps
+
+
+def as_grid(images: list[Image.Image]) -> Image.Image:
+    """One picture as it is; several on a sheet about as wide as high."""
+    n_columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
+    return grid(images, n_columns)
+
+
+def parameters_text(
+    pipe: StableDiffusionPipeline, request: GenerateRequest, model: Path, seed: int, size: tuple[int, int]
+) -> str:
+    """The text that the A1111 web interface writes into its PNGs, and that other tools read there."""
+    named = request.sampler is None
+    sampler = sampler_from_file(pipe.scheduler_config, SCHEDULER) if named else find_sampler(str(request.sampler))
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(
+        f"Steps: {request.steps}, Sampler: {sampler.title}, CFG scale: {request.guidance_scale:g}, Seed: {seed}, "
+        f"Size: {size[0]}x{size[1]}, Model: {model.resolve().name}, RNG: CPU, Version: miniai {miniai.__version__}"
+    )
+    return "\n".join(lines)
+
+
+@contextmanager
+def memory_to_user_error() -> Iterator[None]:
+    """Too little memory is something that the user can mend; on the CPU, torch reports it as a plain RuntimeError."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise UserError("out of memory: ask for smaller or fewer pictures, or use --dtype bfloat16") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise UserError("out of memory: ask for smaller or fewer pictures, or use --dtype bfloat16") from error

@@ -1,0 +1,124 @@
+"""What `miniai generate` is asked for, checked before anything slow is loaded: this module does not import torch."""
+
+import math
+import re
+import secrets
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from miniai.base.errors import UserError
+from miniai.base.files import check_writable
+
+STEPS = 20
+GUIDANCE_SCALE = 5.0
+MAX_N = 256
+MAX_STEPS = 1000
+MAX_SIDE = 4096  # pixels
+MAX_GUIDANCE_SCALE = 100
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One request to paint; None stands for the default, which for `seed` is a fresh one at each run.
+
+    - n: number of pictures; picture i has the seed `seed + i`.
+    - sampler: None is the sampler that the model names.
+    - model: folder of a model; None is the one in the package.
+    - out: name of the picture, or a folder to put it in. None is a free name made from the prompt, in this folder.
+    - animate: name of a GIF of the denoising.
+    - width, height: in pixels; None is the size that the model was trained on.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    n: int = 1
+    seed: int | None = None
+    steps: int = STEPS
+    sampler: str | None = None
+    guidance_scale: int | float = GUIDANCE_SCALE
+    model: Path | None = None
+    out: Path | None = None
+    animate: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where the pictures go: `main` is the single picture, or the grid of several, whose own files are `singles`."""
+
+    main: Path
+    singles: tuple[Path, ...]
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (*self.singles, self.main)
+
+
+def check_request(request: GenerateRequest) -> None:
+    """Raise UserError for a number out of range."""
+    numbers = [
+        ("--n", request.n, 1, MAX_N, "pictures"),
+        ("--steps", request.steps, 1, MAX_STEPS, "steps"),
+        ("--guidance-scale", request.guidance_scale, 0, MAX_GUIDANCE_SCALE, ""),
+        ("--width", request.width, 1, MAX_SIDE, "pixels"),
+        ("--height", request.height, 1, MAX_SIDE, "pixels"),
+        ("--seed", request.seed, 0, MAX_SEED - MAX_N, ""),
+    ]
+    for name, value, low, high, unit in numbers:
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise UserError(f"{name} {value} is out of range: give {low} to {high} {unit}".rstrip())
+
+
+def fresh_seed() -> int:
+    """A seed short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def packaged_model() -> Path:
+    """The model that comes with the package. Raises UserError if this installation has none."""
+    folder = Path(str(files("miniai") / "models" / "emoji"))
+    if not folder.is_dir():
+        raise UserError("this installation has no model of its own: give one with --model FOLDER")
+    return folder
+
+
+def choose_targets(request: GenerateRequest) -> Targets:
+    """The names of all pictures, each found to be writable; nothing is created. Raises UserError if one is not."""
+    out = request.out
+    if out is None or out.is_dir():
+        targets = _free_targets(out or Path(), _stem(request.prompt), request.n)
+    else:
+        if out.suffix.lower() != ".png":
+            raise UserError(f"cannot write {out}: pictures are PNG files, give a name that ends in .png, or a folder")
+        targets = _targets(out, request.n)
+    if request.animate is not None and request.animate.suffix.lower() != ".gif":
+        raise UserError(f"cannot write {request.animate}: the animation is a GIF file, give a name that ends in .gif")
+    for path in (*targets.all, *([request.animate] if request.animate is not None else [])):
+        check_writable(path)
+    return targets
+
+
+def _targets(main: Path, n: int) -> Targets:
+    singles = () if n == 1 else tuple(main.with_stem(f"{main.stem}_{i + 1}") for i in range(n))
+    return Targets(main, singles)
+
+
+def _free_targets(folder: Path, stem: str, n: int) -> Targets:
+    """Names that no file has yet: an earlier picture of the same prompt is not written over."""
+    number = 1
+    while True:
+        targets = _targets(folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png"), n)
+        if not any(path.exists() or path.is_symlink() for path in targets.all):
+            return targets
+        number += 1
+
+
+def _stem(prompt: str) -> str:
+    """The prompt as a file name: letters and digits of any script, at most 100 bytes."""
+    words = "-".join(re.findall(r"[^\W_]+", prompt.lower()))
+    return words.encode("utf-8", "ignore")[:100].decode("utf-8", "ignore").strip("-") or "picture"

@@ -1,0 +1,282 @@
+"""Diffusers is the oracle: same folder, same start, same latents."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_pipeline, tiny_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from miniai.base.errors import UserNotice
+from miniai.base.files import read_json, write_json
+from miniai.sd.pipeline import StableDiffusionPipeline
+
+SD_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+# Like Stable Diffusion 1 and 2 in the small, and one trained with zero terminal SNR.
+FLAVOURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "epsilon": (SD_SCHEDULE, {"attention_head_dim": 2}),
+    "v_prediction": (
+        SD_SCHEDULE | {"prediction_type": "v_prediction"},
+        {"attention_head_dim": (2, 4), "use_linear_projection": True},
+    ),
+    "zero_snr": (
+        SD_SCHEDULE
+        | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"attention_head_dim": 2, "sample_size": 12},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same model in Diffusers and here."""
+
+    theirs: diffusers.StableDiffusionPipeline
+    scheduler_config: Any
+    ours: StableDiffusionPipeline
+
+
+def make_diffusers_pipeline(folder: Path, flavour: str) -> diffusers.StableDiffusionPipeline:
+    """A random model made of Diffusers' and transformers' own classes."""
+    schedule, unet = FLAVOURS[flavour]
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        hidden_act="gelu" if flavour == "v_prediction" else "quick_gelu",
+    )
+    return diffusers.StableDiffusionPipeline(
+        tokenizer=CLIPTokenizer.from_pretrained(folder),
+        text_encoder=CLIPTextModel(text).eval(),
+        unet=diffusers.UNet2DConditionModel(
+            **{"sample_size": 8}
+            | {
+                "block_out_channels": (8, 16),
+                "layers_per_block": 1,
+                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+                "cross_attention_dim": 16,
+                "norm_num_groups": 4,
+            }
+            | unet
+        ),
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            sample_size=16,
+        ),
+        scheduler=diffusers.DDIMScheduler(**schedule),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Made by Diffusers, saved by Diffusers, read by us."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_diffusers_pipeline(folder / "tokenizer", request.param).save_pretrained(folder / "model")
+    if request.param == "epsilon":  # the file of Stable Diffusion 1.5 lacks this key: each sampler has its own default
+        path = folder / "model" / "scheduler" / "scheduler_config.json"
+        write_json(path, {key: value for key, value in read_json(path).items() if key != "timestep_spacing"})
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder / "model")
+    theirs.set_progress_bar_config(disable=True)
+    return Pair(theirs, theirs.scheduler.config, StableDiffusionPipeline.from_pretrained(folder / "model"))
+
+
+def use_scheduler(pair: Pair, name: str) -> None:
+    pair.theirs.scheduler = getattr(diffusers, name).from_config(pair.scheduler_config)
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def start(pair: Pair, n_images: int) -> torch.Tensor:
+    side = pair.ours.unet.config.sample_size
+    return torch.randn(n_images, 4, side, side, generator=torch.Generator().manual_seed(1))
+
+
+# Diffusers' DDIM takes steps of 1000 // n, whatever the timestep spacing: n must divide 1000 for the two to agree.
+N_STEPS = 4
+PROMPTS = ["a cat with sunglasses", "a rocket"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        ("DDIMScheduler", "ddim"),
+        ("EulerDiscreteScheduler", "euler"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+    ],
+)
+def test_the_same_start_gives_the_same_latents_as_diffusers(pair: Pair, scheduler: str, sampler: str) -> None:
+    use_scheduler(pair, scheduler)
+    request: dict[str, Any] = {
+        "prompt": PROMPTS,
+        "negative_prompt": ["red", ""],
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+        "latents": start(pair, 2),
+        "output_type": "latent",
+    }
+    theirs = pair.theirs(**request).images
+    ours = pair.ours(**request, sampler=sampler).images
+    assert theirs.std() > 0.1
+    assert relative_error(ours, theirs) < 1e-4
+
+
+def test_the_sampler_named_in_the_folder_is_the_default(pair: Pair) -> None:
+    request: dict[str, Any] = {
+        "prompt": PROMPTS,
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+        "latents": start(pair, 2),
+    }
+    named = pair.ours(**request, sampler="ddim", output_type="latent").images
+    assert torch.equal(pair.ours(**request, output_type="latent").images, named)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5])
+def test_the_same_seed_gives_the_same_pixels_as_diffusers(pair: Pair, guidance_scale: float) -> None:
+    use_scheduler(pair, "EulerDiscreteScheduler")
+
+    def paint(pipe: Callable[..., Any], output_type: str, **sampler: str) -> Any:
+        return pipe(
+            "a red apple",
+            num_images_per_prompt=3,
+            num_inference_steps=N_STEPS,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 7)],
+            output_type=output_type,
+            **sampler,
+        ).images
+
+    ours, theirs = paint(pair.ours, "pil", sampler="euler"), paint(pair.theirs, "pil")
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.size == other.size
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    for output_type in ("np", "pt"):
+        one, other = paint(pair.ours, output_type, sampler="euler"), paint(pair.theirs, output_type)
+        assert type(one) is type(other)
+        assert one.shape == other.shape
+        assert abs(one - other).max() < 1e-4
+
+
+def test_one_generator_for_all_pictures_draws_as_in_diffusers(pair: Pair) -> None:
+    use_scheduler(pair, "EulerAncestralDiscreteScheduler")
+    theirs, ours = (
+        pipe(
+            PROMPTS,
+            num_inference_steps=N_STEPS,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+            **sampler,
+        ).images
+        for pipe, sampler in ((pair.theirs, {}), (pair.ours, {"sampler": "euler_a"}))
+    )
+    assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize(("scheduler", "sampler"), [("DDIMScheduler", "ddim"), ("EulerDiscreteScheduler", "euler")])
+def test_a_callback_sees_the_steps_that_diffusers_shows(pair: Pair, scheduler: str, sampler: str) -> None:
+    use_scheduler(pair, scheduler)
+
+    def record(into: list[Any]) -> Callable[..., dict[str, torch.Tensor]]:
+        def callback(_: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            into.append((step, float(timestep), tensors["latents"].clone()))
+            return {"latents": tensors["latents"] * 0.9}  # and may change them
+
+        return callback
+
+    seen_there: list[Any] = []
+    seen_here: list[Any] = []
+    request: dict[str, Any] = {
+        "prompt": "a cat",
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+        "latents": start(pair, 1),
+    }
+    request["output_type"] = "latent"
+    theirs = pair.theirs(**request, callback_on_step_end=record(seen_there)).images
+    ours = pair.ours(**request, sampler=sampler, callback_on_step_end=record(seen_here)).images
+    assert relative_error(ours, theirs) < 1e-4
+    for here, there in zip(seen_here, seen_there, strict=True):
+        assert here[0] == there[0]
+        assert here[1] == pytest.approx(there[1])
+        assert relative_error(here[2], there[2]) < 1e-4
+
+
+def test_a_prompt_beyond_the_window_is_cut_where_diffusers_cuts_it(pair: Pair) -> None:
+    use_scheduler(pair, "DDIMScheduler")
+    request: dict[str, Any] = {
+        "prompt": "a cat and a rocket " * 9,
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+    }
+    request |= {"latents": start(pair, 1), "output_type": "latent"}
+    with pytest.warns(UserNotice, match="cut off: '.*rocket a cat and a rocket'"):
+        ours = pair.ours(**request).images
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = pair.theirs(**request).images
+    assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_folder_that_we_save_loads_in_diffusers_and_paints_the_same(tmp_path: Path, prediction_type: str) -> None:
+    ours = tiny_pipeline(prediction_type=prediction_type)
+    ours.save_pretrained(tmp_path)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    request: dict[str, Any] = {
+        "prompt": PROMPTS,
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+        "output_type": "latent",
+    }
+    request["latents"] = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert relative_error(ours(**request).images, theirs(**request).images) < 1e-4
+    own = StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(own(**request).images, ours(**request).images)
+
+
+def test_half_precision_weights_load_as_float32_in_both(tmp_path: Path) -> None:
+    tiny_pipeline().to(torch.float16).save_pretrained(tmp_path)
+    ours = StableDiffusionPipeline.from_pretrained(tmp_path)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    assert ours.dtype is torch.float32
+    request: dict[str, Any] = {
+        "prompt": PROMPTS,
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 2.0,
+        "output_type": "latent",
+    }
+    request["latents"] = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert relative_error(ours(**request).images, theirs(**request).images) < 1e-4
