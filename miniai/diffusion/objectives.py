@@ -14,7 +14,7 @@ from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 
 Network = Callable[..., Tensor]
 TimestepSampling = Literal["uniform", "logit_normal"]
-Weighting = Literal["none", "min_snr"]
+Weighting = Literal["none", "min_snr", "min_snr_plus_one"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class DiffusionObjective:
     """`objective(network, (x0, condition), generator) -> loss`, for a Learner.
 
     - schedule: the training noise; its `config.prediction_type` says what the network predicts.
-    - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, see `min_snr_weight`.
+    - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, and "min_snr_plus_one" the same
+      with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
     - timesteps, stratified: see `draw_timesteps`.
     """
 
@@ -47,7 +48,8 @@ class DiffusionObjective:
             x0,
             self.schedule.alpha_bar,
             self.schedule.config.prediction_type,
-            gamma=self.gamma if self.weighting == "min_snr" else None,
+            gamma=None if self.weighting == "none" else self.gamma,
+            snr_offset=1.0 if self.weighting == "min_snr_plus_one" else 0.0,
             generator=generator,
             t=t,
             condition=condition,
@@ -64,13 +66,14 @@ def diffusion_loss(
     generator: torch.Generator,
     t: Int[Tensor, " b"] | None = None,
     condition: Any = None,
+    snr_offset: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the network's prediction at random noise levels, in float32: Ho et al. 2020, eq. 14.
 
     The network is called once, as `network(x_t, t, condition)` with t in float32 and
     x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. It may run under autocast: the error is taken in float32 anyway.
 
-    - gamma: weights of `min_snr_weight`; None for none.
+    - gamma, snr_offset: weights of `min_snr_weight`; gamma None for none.
     - generator: draws t (where not given) and the noise, in float32 on its own device.
     """
     if t is None:
@@ -85,24 +88,27 @@ def diffusion_loss(
     target = training_target(prediction_type, x0, noise, sigma)
     error = (prediction.float() - target).square().flatten(1).mean(1)
     if gamma is not None:
-        error = error * min_snr_weight(level, prediction_type, gamma).to(x0.device, torch.float32)
+        error = error * min_snr_weight(level, prediction_type, gamma, snr_offset).to(x0.device, torch.float32)
     return error.mean()
 
 
 def min_snr_weight(
-    alpha_bar: Float[Tensor, " b"], prediction_type: PredictionType, gamma: float = 5.0
+    alpha_bar: Float[Tensor, " b"], prediction_type: PredictionType, gamma: float = 5.0, offset: float = 0.0
 ) -> Float[Tensor, " b"]:
-    """min(SNR, gamma) as the weight of the error in x0, turned into the weight of the error in the prediction.
+    """min(SNR + offset, gamma) as the weight of the error in x0, turned into the weight of the error in the prediction.
 
     Hang et al. 2023, section 3.4: min(SNR, gamma) for x0, min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1)
-    for v; SNR = alpha_bar / (1 - alpha_bar). Salimans & Ho 2022, section 4, gives the errors' proportions.
+    for v; SNR = alpha_bar / (1 - alpha_bar). Salimans & Ho 2022, section 4, gives the errors' proportions, and with an
+    offset of 1 their weight "SNR + 1", which is the plain loss of v, cut off at gamma.
     """
     snr = alpha_bar / (1 - alpha_bar)
+    weight_of_x0 = (snr + offset).clamp(max=gamma)
     if prediction_type == "sample":
-        return snr.clamp(max=gamma)
+        return weight_of_x0
     if prediction_type == "epsilon":
-        return (gamma / snr).clamp(max=1)
-    return snr.clamp(max=gamma) / (snr + 1)
+        # Without an offset the quotient is 1 at SNR 0, where 0 / 0 would not say so.
+        return (gamma / snr).clamp(max=1) if offset == 0 else weight_of_x0 / snr
+    return weight_of_x0 / (snr + 1)
 
 
 def draw_timesteps(

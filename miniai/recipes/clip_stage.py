@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from miniai.nn.clip import CLIPConfig, CLIPModel, contrastive_loss
 from miniai.recipes.text_to_image_config import TextToImageConfig
-from miniai.recipes.training import StageRun, run_stage
+from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.vae_stage import to_float
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.data import TensorDataset
@@ -83,8 +83,8 @@ def train_clip(
     seed: int,
 ) -> CLIPModel:
     """Train both encoders on `images` and their `captions`; a seed of its own gives an independent judge."""
-    torch.manual_seed(seed)  # initial weights
-    model = CLIPModel(clip_config(config, tokenizer))
+    with initial_weights(seed):
+        model = CLIPModel(clip_config(config, tokenizer))
     table = CaptionTable(captions, tokenizer)
     data = TensorDataset((images, table.rows, table.counts))
     run_stage(run, config.clip_stage, model, data, CLIPObjective(table.ids, config.clip_shift), seed)

@@ -19,14 +19,15 @@ from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.weights import load_weights, read_weights, write_weights
 from miniai.nn.autoencoder import AutoencoderKL
-from miniai.nn.clip import CLIPModel, CLIPTextModel
+from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun
-from miniai.recipes.unet_stage import SAMPLE_PROMPTS, GridPainter, Latents, compute_latents, train_unet
+from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
 from miniai.sd.folder import Components, write_folder
+from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import CaptionedFolder, load_images, read_captioned_folder
 
@@ -89,10 +90,13 @@ def train_text_to_image(
     unet_run = stage_run("unet", config.unet_stage.share)
     if "unet" in stages and not unet_run.finished:
         text_encoder, tokenizer = run.text_encoder()
-        painter = GridPainter(
-            config, run.vae(), text_encoder, tokenizer, list(prompts) or list(SAMPLE_PROMPTS), torch_device
-        )
-        run.save(train_unet(config, Latents.load(run.latents_path), unet_run, painter), run.unet_path)
+        vae, shown = run.vae(), list(prompts) or list(SAMPLE_PROMPTS)
+
+        def paint(unet: UNet2DConditionModel, path: Path) -> None:
+            pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, scheduler_config(config))
+            save_grid(path, pipeline, shown, config.seed)
+
+        run.save(train_unet(config, Latents.load(run.latents_path), unet_run, paint), run.unet_path)
     if "unet" in stages:
         write_folder(out / "model", run.components())
         print(f"the model is in {out / 'model'}", file=sys.stderr)
@@ -154,6 +158,7 @@ def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:
         "beta_schedule": schedule.beta_schedule,
         "prediction_type": schedule.prediction_type,
         "rescale_betas_zero_snr": schedule.rescale_betas_zero_snr,
+        "steps_offset": 1,
         "timestep_spacing": "trailing" if schedule.rescale_betas_zero_snr else "linspace",
         "algorithm_type": "dpmsolver++",
         "solver_order": 2,
@@ -171,8 +176,6 @@ def save_clip(folder: str | os.PathLike[str], model: CLIPModel, tokenizer: CLIPT
 
 def load_clip(folder: str | os.PathLike[str]) -> tuple[CLIPModel, CLIPTokenizer]:
     """Both encoders, in float32 on the CPU, and their tokenizer."""
-    from miniai.nn.clip import CLIPConfig
-
     folder = Path(folder)
     model = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
     load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))

@@ -61,7 +61,7 @@ class TextToImageConfig:
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
         )
     )
-    weighting: Weighting = "min_snr"
+    weighting: Weighting = "min_snr_plus_one"
     drop_text: float = 0.1
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way
     seed: int = 0
@@ -121,9 +121,9 @@ SMALL = TextToImageConfig(
         attention_head_dim=(5, 9),
         use_linear_projection=True,
     ),
-    vae_stage=StageConfig(share=0.15, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
-    clip_stage=StageConfig(share=0.13, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
-    unet_stage=StageConfig(share=0.72, batch_size=64, learning_rate=6e-4, ema=0.9995),
+    vae_stage=StageConfig(share=0.20, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
+    clip_stage=StageConfig(share=0.16, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
+    unet_stage=StageConfig(share=0.64, batch_size=64, learning_rate=6e-4, ema=0.999),
 )
 
 TINY = replace(

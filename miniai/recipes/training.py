@@ -1,6 +1,7 @@
 """What every stage of a training shares: its callbacks, its optimizer, and the moment it counts as finished."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def run_stage(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     )
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Modules built inside draw their first weights from `seed`; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

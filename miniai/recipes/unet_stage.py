@@ -9,20 +9,19 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from miniai.base.images import grid, save_png, to_pil
-from miniai.base.seeds import image_generators, randn
+from miniai.base.images import grid, save_png
+from miniai.base.seeds import image_generators
 from miniai.base.weights import read_weights, write_weights
-from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.objectives import DiffusionObjective, drop_condition
-from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import CaptionTable, choose_captions
 from miniai.recipes.text_to_image_config import TextToImageConfig
-from miniai.recipes.training import StageRun, run_stage
+from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.vae_stage import to_float
+from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.data import TensorDataset
 
@@ -94,8 +93,8 @@ def train_unet(
     paint: Callable[[UNet2DConditionModel, Path], None] | None = None,
 ) -> UNet2DConditionModel:
     """Train the U-Net on `data`; `paint(unet, path)` draws its sample grids."""
-    torch.manual_seed(config.seed)  # initial weights
-    unet = init_unet(UNet2DConditionModel(config.unet))
+    with initial_weights(config.seed):
+        unet = init_unet(UNet2DConditionModel(config.unet))
     objective = TextToImageObjective(config, data, run.device)
     pictures = TensorDataset((data.latents, data.rows, data.counts))
     sample_unet = None if paint is None else lambda path: paint(unet, path)
@@ -117,41 +116,12 @@ def init_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-class GridPainter:
-    """Paints the same prompts from the same noise each time it is asked, into one PNG."""
-
-    def __init__(
-        self,
-        config: TextToImageConfig,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        prompts: list[str],
-        device: torch.device,
-        n_steps: int = 20,
-        guidance_scale: float = 4.0,
-    ) -> None:
-        self.config, self.device, self.n_steps, self.guidance_scale = config, device, n_steps, guidance_scale
-        self.vae = vae.to(device).eval()
-        self.schedule = NoiseSchedule(config.schedule)
-        with torch.no_grad():
-            self.condition = text_encoder(tokenizer(prompts).to(device)).last_hidden_state
-            self.negative = text_encoder(tokenizer([""] * len(prompts)).to(device)).last_hidden_state
-
-    @torch.no_grad()
-    def __call__(self, unet: UNet2DConditionModel, path: Path) -> None:
-        training = unet.training
-        unet.eval()
-        config, n = self.config, len(self.condition)
-        sampler = find_sampler("dpmpp_2m")
-        ladder = sampler.ladder(self.schedule, self.n_steps)
-        generators = image_generators(config.seed, n)
-        shape = (n, config.unet.in_channels, config.latent_size, config.latent_size)
-        start = randn(shape, generators).to(self.device)
-        network = NetworkDenoiser(unet, self.schedule, ladder)
-        denoiser = guided(network, self.condition, self.negative, self.guidance_scale)
-        latents = sample(sampler, denoiser, ladder, start, noise=fresh_noise(shape, generators, start))
-        images = self.vae.decode(latents / config.vae.scaling_factor)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(path, grid(to_pil(images.float().cpu().clamp(-1, 1)), 8, gap=2))
-        unet.train(training)
+def save_grid(
+    path: Path, pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, n_steps: int = 20, scale: float = 4.0
+) -> None:
+    """Paint `prompts` from the same noise each time, picture i with `seed + i`, into one sheet."""
+    generators = image_generators(seed, len(prompts))
+    images = pipeline(prompts, num_inference_steps=n_steps, guidance_scale=scale, generator=generators).images
+    assert isinstance(images, list)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(path, grid(images, 8, gap=2))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from miniai.base.images import grid, save_png, to_pil
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
-from miniai.recipes.training import StageRun, run_stage
+from miniai.recipes.training import StageRun, initial_weights, run_stage
 
 
 def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -47,8 +47,8 @@ def edge_error(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Floa
 
 def train_vae(config: TextToImageConfig, images: UInt8[Tensor, "n 3 h w"], run: StageRun) -> AutoencoderKL:
     """Train an autoencoder on `images`; its latents have mean 0 and deviation 1 in each channel."""
-    torch.manual_seed(config.seed)  # initial weights
-    vae = AutoencoderKL(config.vae)
+    with initial_weights(config.seed):
+        vae = AutoencoderKL(config.vae)
     few = images[torch.linspace(0, len(images) - 1, min(32, len(images))).long()]
 
     def sample(path: Path) -> None:

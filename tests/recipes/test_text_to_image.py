@@ -1,0 +1,230 @@
+"""The recipe from captioned pictures to a model folder, at a tiny size, with everything in it real."""
+
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from miniai.base.configs import config_from_dict, config_to_dict
+from miniai.base.errors import UserError
+from miniai.base.seeds import make_generator
+from miniai.base.weights import read_weights
+from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.clip_stage import CaptionTable, choose_captions, shift_on_white
+from miniai.recipes.text_to_image import load_clip, train_text_to_image
+from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
+from miniai.recipes.unet_stage import init_unet
+from miniai.recipes.vae_stage import VAEObjective, edge_error, standardise_latents, to_float
+from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.tokenizer import CLIPTokenizer
+
+STEPS = 6
+
+
+def draw_folder(folder: Path) -> Path:
+    """Twelve small pictures of coloured shapes, with two captions each."""
+    folder.mkdir(parents=True)
+    lines = []
+    for colour, shape in itertools.product(("red", "green", "blue", "black"), ("ellipse", "rectangle", "line")):
+        image = Image.new("RGB", (16, 16), "white")
+        getattr(ImageDraw.Draw(image), shape)((3, 3, 12, 12), **{"fill": colour})
+        image.save(folder / f"{colour}-{shape}.png")
+        lines.append(
+            {"file_name": f"{colour}-{shape}.png", "text": f"a {colour} {shape}", "captions": [f"{shape}, {colour}"]}
+        )
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("shapes") / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    train_text_to_image(data, out, steps=STEPS, size="tiny", device="cpu")
+    return out
+
+
+def test_the_trained_folder_paints_here_and_in_diffusers_the_same(trained: Path) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(trained / "model", torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    ours = StableDiffusionPipeline.from_pretrained(trained / "model")
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    request = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "latent"}
+    prompts = ["a red ellipse", "line, blue"]
+    expected = theirs(prompts, latents=start.clone(), **request).images
+    got = ours(prompts, latents=start.clone(), **request).images
+    assert float((got - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_every_stage_leaves_its_record_its_curve_and_its_pictures(trained: Path) -> None:
+    for stage in ("vae", "clip", "unet"):
+        folder = trained / "stages" / stage
+        record = json.loads((folder / "done.json").read_text())
+        assert record["steps"] == STEPS
+        assert record["images"] == STEPS * {"vae": 4, "clip": 8, "unet": 8}[stage]
+        assert Image.open(folder / "loss.png").width > 100
+        assert (folder / "samples").is_dir() == (stage != "clip")
+    clip, tokenizer = load_clip(trained / "clip")
+    assert clip.encode_text(tokenizer(["a red line"])).shape == (1, TINY.text.projection_dim)
+
+
+def test_a_finished_training_is_not_done_again(data: Path, trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors") if "model" not in path.parts}
+    train_text_to_image(data, trained, steps=STEPS, resume=True, size="tiny", device="cpu")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_folder_in_use_needs_resume(data: Path, trained: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        train_text_to_image(data, trained, steps=STEPS, size="tiny")
+
+
+def test_a_stage_before_its_forerunner_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finished"):
+        train_text_to_image(data, tmp_path / "out", steps=2, size="tiny", stages=("unet",), device="cpu")
+
+
+def test_an_unknown_stage_or_size_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vae, clip, latents, unet"):
+        train_text_to_image(data, tmp_path / "out", steps=2, stages=("vea",))
+    with pytest.raises(UserError, match="small, tiny"):
+        train_text_to_image(data, tmp_path / "out", steps=2, size="huge")
+    with pytest.raises(UserError, match="minutes"):
+        train_text_to_image(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_stages_one_by_one_give_the_weights_of_one_command(data: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for i, stage in enumerate(("clip", "vae", "latents", "unet")):
+        train_text_to_image(data, out, steps=STEPS, size="tiny", stages=(stage,), resume=i > 0, device="cpu")
+    assert_same_weights(out, trained)
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        a, b = (read_weights(folder / "model" / f"{part}.safetensors") for folder in (run, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a), part
+
+
+def command(data: Path, out: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "miniai", "train", "text-to-image", "--data", str(data), "--out", str(out)),
+        *("--steps", str(STEPS), "--size", "tiny", "--device", "cpu", "--resume"),
+    ]
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_weights(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    out, chance, n_killed = tmp_path / "out", random.Random(0), 0
+    while n_killed < 3:
+        process = subprocess.Popen(command(data, out), stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not (out / "config.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.0, 2.5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        n_killed += 1
+    assert n_killed > 0
+    subprocess.run(command(data, out), check=True, capture_output=True)
+    assert_same_weights(out, trained)
+
+
+def test_the_config_survives_its_json() -> None:
+    assert config_from_dict(TextToImageConfig, json.loads(json.dumps(config_to_dict(SMALL))), "here") == SMALL
+
+
+def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
+    values = config_to_dict(SMALL)
+    values["unet"]["in_channels"] = 4
+    with pytest.raises(UserError, match="latents"):
+        config_from_dict(TextToImageConfig, values, "here")
+
+
+def test_the_shipped_size_fits_into_64_megabytes_of_float16() -> None:
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel(SMALL.unet), AutoencoderKL(SMALL.vae)
+        text = SMALL.text
+        per_layer = 12 * text.hidden_size**2
+        n = text.num_hidden_layers * per_layer + (SMALL.vocab_size + SMALL.window) * text.hidden_size
+    n += sum(p.numel() for module in (unet, vae) for p in module.parameters())
+    assert 2 * n < 63e6
+
+
+def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same_picture() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(TINY.vae).eval()
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        before = vae.encode(to_float(images))
+        painted, std = vae.decode(before.mean), before.mean.std(dim=(0, 2, 3))
+        standardise_latents(vae, images)
+        after = vae.encode(to_float(images))
+        assert torch.allclose(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5)
+        assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4)
+        assert torch.allclose(vae.decode(after.mean), painted, atol=1e-4)
+        ratio = (0.5 * (after.log_variance - before.log_variance)).exp()
+        assert torch.allclose(ratio, (1 / std)[None, :, None, None].expand_as(ratio), rtol=1e-3)
+
+
+def test_edge_error_sees_a_lost_outline_and_no_change_of_brightness() -> None:
+    a = torch.zeros(1, 1, 4, 4)
+    assert edge_error(a + 0.5, a) == 0
+    step = torch.cat([torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2)], dim=3)
+    assert edge_error(step, a) == pytest.approx(0.5 * (4 / 12))
+
+
+def test_the_vae_objective_is_its_parts_added_up() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    parts = VAEObjective(SMALL.vae_loss)(AutoencoderKL(TINY.vae), images, make_generator(0))
+    total = parts["pixels"] + SMALL.vae_loss.edges * parts["edges"] + SMALL.vae_loss.kl * parts["kl"]
+    assert parts["loss"] == pytest.approx(float(total.detach()))
+
+
+def test_each_picture_gets_each_of_its_own_captions_and_no_other() -> None:
+    captions = [["a", "b"], ["c"], ["b", "d", "e"]]
+    table = CaptionTable(captions, CLIPTokenizer.train(["a b c d e"], 520, 8))
+    assert table.texts == ["a", "b", "c", "d", "e"]
+    seen: list[set[str]] = [set(), set(), set()]
+    for seed in range(100):
+        for i, row in enumerate(choose_captions(table.rows, table.counts, make_generator(seed)).tolist()):
+            seen[i].add(table.texts[row])
+    assert seen == [set(texts) for texts in captions]
+
+
+def test_shifted_pictures_keep_their_content_and_show_white_at_the_edge() -> None:
+    images = torch.full((40, 3, 8, 8), 255, dtype=torch.uint8)
+    images[:, 0, 3:5, 3:5] = torch.arange(40, dtype=torch.uint8)[:, None, None]
+    moved = shift_on_white(images, 2, make_generator(0))
+    assert moved.shape == images.shape
+    assert torch.equal(moved.sort(dim=-1).values.flatten(1).sum(1), images.flatten(1).sum(1))
+    places = {tuple((one[0] < 255).nonzero()[0].tolist()) for one in moved[:39]}
+    assert len(places) > 10
+    assert all(1 <= y <= 5 and 1 <= x <= 5 for y, x in places)
+
+
+def test_the_unet_starts_by_predicting_nothing() -> None:
+    unet = init_unet(UNet2DConditionModel(TINY.unet))
+    out = unet(torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), torch.randn(2, 12, 32))
+    assert out.abs().max() == 0
