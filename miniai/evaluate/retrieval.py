@@ -45,19 +45,26 @@ def largest_k(captions: Sequence[str], k: int = 32, groups: Sequence[str] | None
     return min([k, *sizes.values()])
 
 
-def retrieval_share(
-    image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "n d"], candidates: Int[Tensor, "n k"]
-) -> float:
-    """Share of pictures, 0 to 1, whose own caption is closest in cosine among its candidates (column 0 is its own).
+def retrieved(
+    image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "m d"], candidates: Int[Tensor, "n k"]
+) -> Float[Tensor, " n"]:
+    """For each picture 1 if its own caption is closest in cosine among its candidates (column 0 is its own), else 0.
 
-    A tie counts for its part: features that are all alike score 1 / k, which is chance, and not 1.
+    A tie counts for its part: features that are all alike score 1 / k, which is chance, and not 1. `candidates` are
+    rows of `text_features`.
     """
     texts = torch.nn.functional.normalize(text_features.double(), dim=-1)
     images = torch.nn.functional.normalize(image_features.double(), dim=-1)
-    scores = torch.einsum("nd,nkd->nk", images, texts[candidates])
-    best = scores.amax(dim=1, keepdim=True)
-    winners = scores >= best - 1e-12
-    return float((winners[:, 0].double() / winners.sum(dim=1)).mean())
+    scores = torch.einsum("nd,nkd->nk", images, texts[candidates.to(texts.device)])
+    winners = (scores >= scores.amax(dim=1, keepdim=True) - 1e-12).double()
+    return winners[:, 0] / winners.sum(dim=1)
+
+
+def retrieval_share(
+    image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "m d"], candidates: Int[Tensor, "n k"]
+) -> float:
+    """Share of pictures, 0 to 1, whose own caption is closest among its candidates; see `retrieved`."""
+    return float(retrieved(image_features, text_features, candidates).mean())
 
 
 def standard_error(share: float, n: int) -> float:

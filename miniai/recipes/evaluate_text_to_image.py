@@ -1,0 +1,175 @@
+"""How good is a text-to-image model? It paints the held-out captions of a data set; an independent CLIP judges.
+
+Saved in `out`: results.json (every figure, and a line per picture), results.md (the table), samples.png (painted beside
+real), nearest.png (a few beside the training pictures that they are most like), and pictures/ (what was painted).
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from miniai.base.errors import UserError
+from miniai.base.files import atomic_file, write_json
+from miniai.base.images import grid, save_png
+from miniai.recipes.contact_sheet import load_painter, paint
+from miniai.recipes.evaluator import find_evaluator, refuse_own_clip
+from miniai.recipes.judging import Pictures, measure, to_levels
+from miniai.recipes.sheets import labelled_grid
+from miniai.train.captions import CaptionedFolder, CaptionedItem, load_images, read_captioned_folder
+
+MIN_PICTURES = 4
+N_SAMPLES, N_NEAREST = 64, 16  # pictures on the two sheets
+SHARES = {
+    "retrieval": "right caption of {k}",
+    "retrieval_within_style": "right caption of {k}, all of the same style",
+    "style": "right style of {k}",
+}
+NOTES = """\
+"Real" are the held-out pictures themselves, which the evaluator never saw either. For FID and KID it is what training
+pictures, in samples as large, are from the held-out ones; both depend on the evaluator and, FID, on the number of
+pictures ({n}): compare only within this table. ± is one standard error, and for KID the deviation of a subset's figure.
+The distances to the nearest training picture are medians."""
+
+
+def evaluate_text_to_image(
+    model: Path,
+    data: Path,
+    out: Path,
+    evaluator: Path | None = None,
+    n_steps: int = 20,
+    guidance_scale: float = 4.0,
+    sampler: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    device: str = "auto",
+    *,
+    evaluator_minutes: float | None = 15.0,
+    evaluator_steps: int | None = None,
+    evaluator_size: str = "small",
+) -> dict[str, Any]:
+    """Paint one picture for each held-out caption in `data`, measure, print the table, save all of it in `out`.
+
+    - evaluator: folder of a CLIP that took no part in training the model; see `find_evaluator` for what None finds.
+    - sampler: None is the model's own; seed: picture i is painted from seed + i.
+    - limit: at most so many of the held-out pictures, evenly spread.
+
+    Returns what results.json holds. Raises UserError: no held-out pictures, a model folder or evaluator that cannot be
+    read, or an evaluator that is the model's own CLIP.
+    """
+    folder = read_captioned_folder(data)
+    heldout = choose_heldout(folder, limit)
+    pipeline = load_painter(model, device)
+    judge = find_evaluator(
+        folder, evaluator, pipeline.device, minutes=evaluator_minutes, steps=evaluator_steps, size=evaluator_size
+    )
+    refuse_own_clip(judge, pipeline.text_encoder)
+    _make_folders(out)
+    started = time.monotonic()
+    prompts = [item.text for item in heldout]
+    painted = list(paint(pipeline, prompts, n_steps, guidance_scale, sampler, seed))
+    seconds = time.monotonic() - started
+    for i, image in enumerate(painted):
+        save_png(out / "pictures" / f"{i:04d}.png", image)
+    pictures = Pictures(
+        to_levels(painted, judge.image_size),
+        load_images(heldout, judge.image_size),
+        load_images(folder.train, judge.image_size),
+    )
+    results: dict[str, Any] = {
+        "model": str(model),
+        "data": str(data),
+        "settings": {
+            "n_steps": n_steps,
+            "guidance_scale": guidance_scale,
+            "sampler": sampler or str(pipeline.scheduler_config.get("_class_name")),
+            "seed": seed,
+            "device": str(pipeline.device),
+        },
+        "seconds_per_picture": round(seconds / len(painted), 4),
+        "evaluator": {"folder": str(judge.folder), **judge.record},
+    }
+    results |= measure(judge, pictures, heldout, folder.train)
+    write_json(out / "results.json", results)
+    table = markdown_table(results)
+    with atomic_file(out / "results.md") as file:
+        file.write(table.encode())
+    save_png(out / "samples.png", samples_sheet(pictures, results["pictures"]))
+    save_png(out / "nearest.png", nearest_sheet(pictures, results["pictures"]))
+    print(table)
+    return results
+
+
+def choose_heldout(folder: CaptionedFolder, limit: int | None = None) -> tuple[CaptionedItem, ...]:
+    """The held-out pictures to paint again: all, or `limit` of them, evenly spread."""
+    if limit is not None and limit < MIN_PICTURES:
+        raise UserError(f"limit {limit} is too small: an evaluation needs at least {MIN_PICTURES} pictures")
+    items = folder.heldout
+    if len(items) < MIN_PICTURES or len(folder.train) < len(items):
+        raise UserError(
+            f"{folder.root} holds out {len(items)} of {len(items) + len(folder.train)} pictures: "
+            f"put at least {MIN_PICTURES}, and at most half, into a split named test"
+        )
+    if limit is None or limit >= len(items):
+        return items
+    return tuple(items[i * len(items) // limit] for i in range(limit))
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """The figures side by side: of the painted pictures, of real ones, and of chance."""
+    n, settings = results["n_pictures"], results["settings"]
+    lines = [
+        f"{n} held-out captions, one picture each: {settings['sampler']}, {settings['n_steps']} steps, "
+        f"guidance {settings['guidance_scale']:g}, seed {settings['seed']}",
+        "",
+        "| measure | painted | real | painted / real | chance |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for key, name in SHARES.items():
+        figures = results[key]
+        if figures is not None:
+            cells = [f"{figures[who]:.3f} ± {figures['standard_error'][who]:.3f}" for who in ("generated", "real")]
+            ratio = "" if figures["ratio"] is None else f"{figures['ratio']:.2f}"
+            lines.append(f"| {name.format(**figures)} | {' | '.join(cells)} | {ratio} | {figures['chance']:.3f} |")
+    fid, kid, near = results["fid"], results["kid"], results["nearest_training"]
+    lines.append(f"| FID | {fid['generated']:.2f} | {fid['real']:.2f} | | |")
+    cells = [f"{kid[who]['mean']:.4f} ± {kid[who]['deviation']:.4f}" for who in ("generated", "real")]
+    lines.append(f"| KID | {' | '.join(cells)} | | |")
+    for key, name in (("feature", "nearest training picture, cosine distance"), ("pixel", "the same, by pixels, RMS")):
+        lines.append(f"| {name} | {near['generated'][key]:.3f} | {near['real'][key]:.3f} | | |")
+    return "\n".join([*lines, "", NOTES.format(n=n)]) + "\n"
+
+
+def samples_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Image:
+    """Painted pictures, each beside the real one of its caption; the label says where the evaluator was misled."""
+    cells = []
+    for i in _spread(len(records), N_SAMPLES):
+        pair = grid(pictures.pil(pictures.painted[i], pictures.heldout[i]), 2, gap=2)
+        cells.append((pair, records[i]["prompt"] if records[i]["right"] else f"(?) {records[i]['prompt']}"))
+    return labelled_grid(cells, 8, "left: painted, right: real and held out; (?): another caption was judged closer")
+
+
+def nearest_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Image:
+    """A few painted pictures beside the training pictures that they are most like."""
+    cells = []
+    for i in _spread(len(records), N_NEAREST):
+        by_feature, by_pixel = records[i]["nearest_by_feature"], records[i]["nearest_by_pixel"]
+        nearest = pictures.train[[by_feature["index"], by_pixel["index"]]]
+        row = pictures.pil(pictures.painted[i], pictures.heldout[i], nearest[0], nearest[1])
+        label = f"{records[i]['prompt']} ({by_feature['distance']:.2f}, {by_pixel['distance']:.2f})"
+        cells.append((grid(row, 4, gap=2), label))
+    title = "painted, real and held out, nearest in training by feature, by pixels (cosine distance, RMS of pixels)"
+    return labelled_grid(cells, 2, title)
+
+
+def _spread(n: int, n_wanted: int) -> list[int]:
+    """`n_wanted` of n places, evenly spread, or all of them."""
+    return list(range(n)) if n <= n_wanted else [i * n // n_wanted for i in range(n_wanted)]
+
+
+def _make_folders(out: Path) -> None:
+    try:
+        (out / "pictures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
