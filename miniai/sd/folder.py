@@ -20,6 +20,7 @@ from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.weights import check_weights, load_weights, read_weights, write_weights
+from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
@@ -71,7 +72,7 @@ def read_folder(folder: str | os.PathLike[str], dtype: torch.dtype, device: torc
         text_encoder=read_module(TEXT_WEIGHTS, lambda *config: CLIPTextModel(CLIPTextConfig.from_dict(*config))),
         unet=read_module(UNET_WEIGHTS, lambda *config: UNet2DConditionModel(UNetConfig.from_dict(*config))),
         vae=read_module(VAE_WEIGHTS, lambda *config: AutoencoderKL(VAEConfig.from_dict(*config))),
-        scheduler_config=_read_object(folder / SCHEDULER),
+        scheduler_config=_read_scheduler(folder / SCHEDULER),
     )
     _check_fit(folder, components)
     return components
@@ -149,6 +150,13 @@ def _known_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "embeddings.token_embedding.weight" in tensors:
         tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in tensors.items() if name != "text_model.embeddings.position_ids"}
+
+
+def _read_scheduler(path: Path) -> dict[str, Any]:
+    """The raw content, since each sampler has its own defaults for missing keys; checked with those of one of them."""
+    values = _read_object(path)
+    schedule_config(values, SAMPLERS["ddim"], str(path))
+    return values
 
 
 def _read_object(path: Path) -> dict[str, Any]:

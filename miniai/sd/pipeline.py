@@ -21,7 +21,7 @@ from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
 from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
-from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
+from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
@@ -148,7 +148,7 @@ class StableDiffusionPipeline:
             start_noise,
             noise=fresh_noise(shape, generators, start_noise),
             callback=self.step_callback(callback_on_step_end, method, ladder),
-            clip=clip_limit(method, schedule.config),
+            clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
             prediction_type=schedule.config.prediction_type,
         )
 
@@ -228,11 +228,6 @@ def guidance_strength(guidance_scale: int | float) -> float:
     if not math.isfinite(guidance_scale):
         raise UserError(f"guidance scale {guidance_scale} is not possible: give a number such as 7.5")
     return max(1.0, float(guidance_scale))
-
-
-def clip_limit(sampler: Sampler, config: ScheduleConfig) -> float | None:
-    """The bound for the denoised estimate; `clip_sample` in the file is heard by those samplers alone that know it."""
-    return config.clip_sample_range if config.clip_sample and "clip" in sampler.takes else None
 
 
 def spread_generators(
