@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from miniai.diffusion.ladder import Ladder
-from miniai.diffusion.parametrisation import Parametrisation, from_x0, like_images, to_x0
+from miniai.diffusion.parametrisation import Parametrisation, cos_sin, from_x0, like_images, to_x0
 from miniai.diffusion.samplers import Denoiser
 from miniai.diffusion.schedule import NoiseSchedule
 
@@ -40,7 +40,7 @@ class NetworkDenoiser:
         sigma: Float[Tensor, " b"],
         condition: Shaped[Tensor, "b ..."] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        x_t = x * like_images(torch.atan(sigma).cos(), x)  # x / sqrt(1 + sigma^2)
+        x_t = x * like_images(cos_sin(sigma)[0], x)
         prediction = self.network(x_t.to(self.dtype), self.timestep(sigma), condition).to(x.dtype)
         return to_x0(prediction, x, sigma, self.schedule.config.prediction_type)
 

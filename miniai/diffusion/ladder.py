@@ -1,6 +1,6 @@
 """The sigmas that a sampler visits, from most noise to least, and the timesteps that the network is told at each.
 
-Every family of samplers in Diffusers places its steps a little differently; `LadderRule` says how, in five words.
+Every family of samplers in Diffusers places its steps a little differently; `LadderRule` says how, in six words.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.diffusion.schedule import NoiseSchedule
+
+# Stands for an infinite sigma: one part in a million of signal, and float32 still holds the rest.
+NO_SIGNAL = 1e6
 
 SigmaSpacing = Literal["timesteps", "karras", "exponential"]
 
@@ -27,6 +30,8 @@ class LadderRule:
       it that holds for "leading" only, and otherwise x starts as sigma * noise (Euler and its relatives).
     - ends_in_first_timestep: with `set_alpha_to_one=False`, sampling ends at timestep 0 and not at sigma 0 (DDIM).
     - round_karras: Karras sigmas are told to the network as the nearest whole timesteps (DPM2).
+    - exact_zero_snr: a schedule that ends without signal starts from noise alone (DDIM, DDPM): from sigma `NO_SIGNAL`,
+      where the others have `schedule.SMALLEST_ALPHA_BAR`.
     """
 
     whole_timesteps: bool = False
@@ -34,6 +39,7 @@ class LadderRule:
     unit_start: bool = False
     ends_in_first_timestep: bool = False
     round_karras: bool = False
+    exact_zero_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ def make_ladder(
     Raises UserError when `n_steps` is out of range.
     """
     config, sigma_table = schedule.config, schedule.sigma.numpy()
+    if rule.exact_zero_snr:
+        sigma_table = np.where(schedule.alpha_bar.numpy() == 0, NO_SIGNAL, sigma_table)
     t = _timesteps(schedule, n_steps, rule)
     sigmas = np.interp(t, np.arange(schedule.n_timesteps), sigma_table)
     if sigma_spacing != "timesteps":
@@ -135,4 +143,7 @@ def _told_timesteps(t: np.ndarray, rule: LadderRule, sigma_spacing: str, beta_sc
     """The timesteps that Diffusers tells the network when the sigmas do not come from timesteps."""
     if sigma_spacing == "karras" and (rule.round_karras or (rule.one_more and beta_schedule != "squaredcos_cap_v2")):
         return np.round(t)
-    return np.trunc(t) if rule.whole_timesteps else t
+    if rule.whole_timesteps:
+        # Cut off, not rounded; and in Diffusers' float32 the topmost sigma comes out just below its own timestep.
+        return np.trunc((t - 1e-6).clip(min=0))
+    return t

@@ -21,6 +21,15 @@ def like_images(per_image: Float[Tensor, " b"], images: Float[Tensor, "b ..."]) 
     return per_image.reshape(-1, *[1] * (images.ndim - 1))
 
 
+def cos_sin(sigma: Float[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Cosine and sine of arctan(sigma), each to full relative precision for any sigma from 0 to infinity.
+
+    They are sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the variance-preserving x_t.
+    """
+    # cos(atan(sigma)) would lose its digits at large sigma: float32 has none left below 1e-7 next to pi / 2.
+    return 1 / torch.hypot(torch.ones_like(sigma), sigma), torch.atan(sigma).sin()
+
+
 def x0_coefficients(
     kind: Parametrisation, sigma: Float[Tensor, " b"], sigma_data: float = 1.0
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
@@ -38,11 +47,11 @@ def x0_coefficients(
     if kind == "sample":
         return one * 0, one
     if kind == "v_prediction":
-        angle = torch.atan(sigma)
-        return angle.cos() ** 2, -angle.sin()
+        cos, sin = cos_sin(sigma)
+        return cos**2, -sin
     if kind == "edm":
-        angle = torch.atan(sigma / sigma_data)
-        return angle.cos() ** 2, sigma_data * angle.sin()
+        cos, sin = cos_sin(sigma / sigma_data)
+        return cos**2, sigma_data * sin
     if kind == "flow":
         return 1 / (1 + sigma), 1 / (1 + sigma) - 1
     raise ValueError(f"unknown parametrisation {kind!r}: there are {', '.join(PARAMETRISATIONS)}")
@@ -100,11 +109,11 @@ def training_target(
     if kind == "sample":
         return x0
     if kind == "v_prediction":
-        angle = like_images(torch.atan(sigma), x0)
-        return angle.cos() * noise - angle.sin() * x0
+        cos, sin = cos_sin(sigma)
+        return like_images(cos, x0) * noise - like_images(sin, x0) * x0
     if kind == "edm":
-        angle = like_images(torch.atan(sigma / sigma_data), x0)
-        return angle.sin() / sigma_data * x0 - angle.cos() * noise
+        cos, sin = cos_sin(sigma / sigma_data)
+        return like_images(sin / sigma_data, x0) * x0 - like_images(cos, x0) * noise
     if kind == "flow":
         return noise - x0
     raise ValueError(f"unknown parametrisation {kind!r}: there are {', '.join(PARAMETRISATIONS)}")

@@ -53,7 +53,8 @@ class Sampler:
 _BETWEEN = LadderRule()
 _BETWEEN_ROUNDED = LadderRule(round_karras=True)
 _WHOLE = LadderRule(whole_timesteps=True, unit_start=True)
-_TO_FIRST = replace(_WHOLE, ends_in_first_timestep=True)
+_EXACT = replace(_WHOLE, exact_zero_snr=True)
+_TO_FIRST = replace(_EXACT, ends_in_first_timestep=True)
 _DPM = replace(_WHOLE, one_more=True)
 _LINSPACE = {"timestep_spacing": "linspace"}
 _LINSPACE_SD = {**_LINSPACE, "beta_start": 0.00085, "beta_end": 0.012}
@@ -70,7 +71,7 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("heun", "Heun", samplers.heun, "HeunDiscreteScheduler", _BETWEEN, _LINSPACE_SD, _CLIP),
         Sampler("lms", "LMS", multistep.lms, "LMSDiscreteScheduler", _BETWEEN, _LINSPACE),
         Sampler("dpm2", "DPM2", samplers.dpm2, "KDPM2DiscreteScheduler", _BETWEEN_ROUNDED, _LINSPACE_SD),
-        Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _WHOLE, _CLIPPED, _CLIP, ("clip",)),
+        Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _EXACT, _CLIPPED, _CLIP, ("clip",)),
         Sampler("ddim", "DDIM", samplers.ddim, "DDIMScheduler", _TO_FIRST, _CLIPPED, _CLIP, ("clip",)),
         Sampler("pndm", "PLMS", multistep.pndm, "PNDMScheduler", _TO_FIRST, _LAST_ALPHA, (), ("prediction_type",)),
         Sampler("dpmpp_2m", "DPM++ 2M", multistep.dpmpp_2m, "DPMSolverMultistepScheduler", _DPM, _LINSPACE, _FINAL),
