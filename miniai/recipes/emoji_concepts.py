@@ -168,11 +168,12 @@ def match_icons(concepts: Iterable[Concept], package: Mapping[str, Any], style: 
     for names in (visible, list(aliases)):  # an icon's own name counts for more than its aliases
         for index in ranks:
             for name in names:
-                parent = aliases[name]["parent"] if name in aliases else name
+                alias = aliases.get(name, {})
+                same = {name} if alias.get("hFlip") else {name, alias.get("parent", name)}  # a mirror image is another
                 found = next((index[key] for key in _spellings(name) if key in index), None)
-                if found is not None and found not in matched and not {name, parent} & drawn and name not in draws:
+                if found is not None and found not in matched and not same & drawn and name not in draws:
                     matched[found] = name
-                    drawn |= {name, parent}
+                    drawn |= same
     unmatched = [name for name in visible if name not in drawn]
     return Matches({code: _icon(icons, name) for code, name in matched.items()}, unmatched)
 

@@ -337,6 +337,15 @@ def test_code_points_decide_before_names_and_names_before_aliases() -> None:
     assert found.unmatched == ["red-apple"]
 
 
+def test_an_alias_that_mirrors_its_icon_draws_a_thing_of_its_own() -> None:
+    package = {"icons": {"beast-0": {"body": ""}}, "aliases": {"beast-1": {"parent": "beast-0", "hFlip": True}}}
+    found = match_icons(concepts(), {"icons.json": package}).icons
+    assert {code: (icon.name, icon.flip) for code, icon in found.items()} == {
+        "E000": ("beast-0", False),
+        "E001": ("beast-0", True),
+    }
+
+
 def test_a_set_that_names_icons_by_slugs_alone_is_matched_like_one_with_code_points() -> None:
     by_code, by_slug = (match_icons(concepts(), icon_set(0, chars)) for chars in (True, False))
     assert by_code == by_slug
