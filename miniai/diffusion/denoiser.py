@@ -76,7 +76,7 @@ def guided(
     - condition, negative: what the picture should and should not be; `negative` is the empty prompt as a rule.
     - scale: 1 asks for `condition` alone, and then only that is computed.
     - rescale: 0 to 1, `rescale_guided` on the prediction in the network's own parametrisation, `rescale_as`.
-    - interval: guidance acts where low < sigma <= high, and elsewhere the scale is 1: Kynkäänniemi et al. 2024, eq. 5.
+    - interval: guidance acts where low < sigma <= high, and elsewhere the scale is 1: Kynkäänniemi et al. 2024.
     """
     low, high = interval
     both = torch.cat([negative, condition])
@@ -99,7 +99,7 @@ def guided(
 def rescale_guided(
     guided_prediction: Float[Tensor, "b c h w"], positive: Float[Tensor, "b c h w"], share: float
 ) -> Float[Tensor, "b c h w"]:
-    """The guided prediction with, by `share`, the deviation of the positive one: Lin et al. 2023, eq. 14 to 16."""
+    """The guided prediction with, by `share`, the deviation of the positive one: Lin et al. 2023, section 3.4."""
     deviation = positive.std(dim=(1, 2, 3), keepdim=True) / guided_prediction.std(dim=(1, 2, 3), keepdim=True)
     return guided_prediction * (share * deviation + (1 - share))
 

@@ -129,8 +129,8 @@ def _timesteps(schedule: NoiseSchedule, n_steps: int, rule: LadderRule) -> np.nd
         return np.array([n_train - 1.0])
     n_points = n_steps + 1 if rule.one_more else n_steps
     if config.timestep_spacing == "trailing":
-        rising = n_train - np.arange(n_steps)[::-1] * (n_train / n_steps)
-        return np.round(rising)[::-1] - 1
+        # `arange` rounds as it does for Diffusers; for some n, 61 is one, it makes a step too many there.
+        return np.round(np.arange(n_train, 0, -n_train / n_steps))[:n_steps] - 1
     if config.timestep_spacing == "leading":
         rising = np.arange(n_points, dtype=np.float64) * (n_train // n_points) + config.steps_offset
     else:

@@ -22,8 +22,8 @@ class DiffusionObjective:
     """`objective(network, (x0, condition), generator) -> loss`, for a Learner.
 
     - schedule: the training noise; its `config.prediction_type` says what the network predicts.
-    - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, and "min_snr_plus_one" the same
-      with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
+    - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, and "min_snr_plus_one" the
+      same with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
     - timesteps, stratified: see `draw_timesteps`.
     """
 

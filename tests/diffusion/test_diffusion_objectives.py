@@ -51,18 +51,29 @@ def test_the_loss_is_the_one_computed_by_hand_with_diffusers(prediction_type: st
 
 
 @settings(deadline=None)
-@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.1, 50))
-def test_min_snr_weights_make_the_same_loss_in_every_parametrisation(alpha_bar: float, gamma: float) -> None:
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.1, 50), st.sampled_from([0.0, 1.0]))
+def test_min_snr_weights_make_the_same_loss_in_every_parametrisation(
+    alpha_bar: float, gamma: float, offset: float
+) -> None:
     level = torch.tensor([alpha_bar], dtype=torch.float64)
     x0_error = 0.37  # then eps is wrong by this times sqrt(SNR), and v by this times sqrt(SNR + 1)
     snr = alpha_bar / (1 - alpha_bar)
     losses = [
-        min_snr_weight(level, "sample", gamma) * x0_error**2,
-        min_snr_weight(level, "epsilon", gamma) * x0_error**2 * snr,
-        min_snr_weight(level, "v_prediction", gamma) * x0_error**2 * (snr + 1),
+        min_snr_weight(level, "sample", gamma, offset) * x0_error**2,
+        min_snr_weight(level, "epsilon", gamma, offset) * x0_error**2 * snr,
+        min_snr_weight(level, "v_prediction", gamma, offset) * x0_error**2 * (snr + 1),
     ]
     for loss in losses:
-        assert loss.item() == pytest.approx(min(snr, gamma) * x0_error**2, rel=1e-9)
+        assert loss.item() == pytest.approx(min(snr + offset, gamma) * x0_error**2, rel=1e-9)
+
+
+def test_snr_plus_one_below_gamma_is_the_plain_loss_of_v_and_above_it_less() -> None:
+    schedule = schedule_of("v_prediction")
+    plus_one = DiffusionObjective(schedule, weighting="min_snr_plus_one", gamma=1e9)
+    plain, cut = DiffusionObjective(schedule), DiffusionObjective(schedule, weighting="min_snr_plus_one", gamma=5.0)
+    losses = [objective(guess, (X0, None), make_generator(1)).item() for objective in (plus_one, plain, cut)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[2] < losses[1]
 
 
 def test_min_snr_weights_are_finite_without_signal() -> None:

@@ -13,6 +13,7 @@ from miniai.diffusion.parametrisation import (
     PARAMETRISATIONS,
     Parametrisation,
     convert,
+    cos_sin,
     from_x0,
     to_x0,
     training_target,
@@ -91,6 +92,13 @@ def test_the_flow_prediction_is_the_velocity_of_the_straight_line() -> None:
     sigma = torch.full((2,), time / (1 - time), dtype=torch.float64)
     x = ((1 - time) * x0 + time * noise) / (1 - time)
     torch.testing.assert_close(from_x0(x0, x, sigma, "flow"), noise - x0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-6, 0.03, 1.0, 14.6, 4096.0, 1e6])
+def test_float32_keeps_every_digit_of_the_signals_and_the_noises_share(sigma: float) -> None:
+    cos, sin = cos_sin(torch.tensor([sigma], dtype=torch.float32))
+    assert cos.item() == pytest.approx(1 / math.sqrt(1 + sigma**2), rel=3e-7)
+    assert sin.item() == pytest.approx(sigma / math.sqrt(1 + sigma**2), rel=3e-7)
 
 
 def test_targets_stay_finite_without_noise_and_without_signal() -> None:

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_oracle import SHAPE, STABLE_DIFFUSION, network, start_noise
+from diffusers_oracle import SHAPE, STABLE_DIFFUSION, diffusers_scheduler, network, start_noise
 from torch import Tensor
 
 from miniai.base.errors import UserError
@@ -82,9 +82,7 @@ def test_keys_that_a_samplers_own_class_does_not_read_are_passed_over(name: str)
 @pytest.mark.parametrize("source", SAMPLERS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reads_every_file_that_diffusers_writes(source: str, name: str) -> None:
-    cls = getattr(diffusers, SAMPLERS[source].diffusers_class)
-    own = {"algorithm_type": "sde-dpmsolver++"} if source == "dpmpp_2m_sde" else {}
-    file = json.loads(cls.from_config({**STABLE_DIFFUSION, **own}).to_json_string())
+    file = json.loads(diffusers_scheduler(SAMPLERS[source], STABLE_DIFFUSION).to_json_string())
     assert sampler_from_file(file, "scheduler_config.json").name == source
     config = schedule_config(file, SAMPLERS[name], "scheduler_config.json")
     assert (config.beta_end, config.beta_schedule, config.steps_offset) == (0.012, "scaled_linear", 1)
