@@ -21,7 +21,7 @@ def nearest_by_feature(queries: Float[Tensor, "n d"], bank: Float[Tensor, "m d"]
     """Nearest by cosine distance, 1 - cos: 0 (same direction) to 2 (opposite). Of equals, the first in the bank."""
     unit_queries = torch.nn.functional.normalize(queries.double(), dim=-1)
     unit_bank = torch.nn.functional.normalize(bank.double(), dim=-1)
-    return _first_k(torch.cat([1 - part @ unit_bank.T for part in unit_queries.split(_CHUNK)]), k)
+    return _first_k(torch.cat([(1 - part @ unit_bank.T).clamp(min=0) for part in unit_queries.split(_CHUNK)]), k)
 
 
 def nearest_by_pixel(queries: UInt8[Tensor, "n 3 h w"], bank: UInt8[Tensor, "m 3 h w"], k: int = 1) -> Nearest:

@@ -1,10 +1,12 @@
 """Sheets of small pictures with words below them, for people to look at."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-_FONT_SIZE = 11
+_FONT_SIZE = 10
 _LINE = 13  # pixels from one line of text to the next
 _GAP = 8  # pixels between cells
 _MAX_LINES = 2
@@ -16,7 +18,7 @@ def labelled_grid(
     """Pictures in rows of `n_columns` on white, each `zoom` times as large, its label in at most two lines below."""
     if not cells or n_columns < 1 or zoom < 1:
         raise ValueError("a sheet needs at least one picture, one column and a zoom of at least 1")
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = _font()
     width = zoom * max(image.width for image, _ in cells)
     height = zoom * max(image.height for image, _ in cells)
     labels = [wrap(label, width, font) for _, label in cells]
@@ -36,7 +38,15 @@ def labelled_grid(
     return sheet
 
 
-def wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and, unlike Pillow's own font, has accents and other alphabets."""
+    import matplotlib  # here, as whoever paints without a sheet need not wait for it
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONT_SIZE)
+
+
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     """The text in lines of at most `width` pixels, broken between words; what does not fit two lines ends in "…"."""
     lines: list[str] = []
     words = text.split()
@@ -51,7 +61,7 @@ def wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFo
     return [_shorten(line, width, font) for line in kept]
 
 
-def _shorten(line: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _shorten(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     while line.rstrip("…") and font.getlength(line) > width:
         line = line.rstrip("…")[:-1] + "…"
     return line
