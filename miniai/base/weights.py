@@ -3,13 +3,15 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from miniai.base.errors import UserError
 from miniai.base.files import atomic_file
@@ -26,6 +28,11 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+}
+# In torch.nn.init and among the methods of tensors
+_INITIALISERS = {
+    *("normal_", "uniform_", "trunc_normal_", "constant_", "ones_", "zeros_", "fill_", "zero_"),
+    *("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "orthogonal_"),
 }
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -164,6 +171,38 @@ def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
             )
         if given.is_floating_point() != target.is_floating_point():
             raise UserError(f"{where}: {name} is of type {given.dtype}, but {model} needs {target.dtype}")
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules built in here have shapes but neither memory nor values, until `give_weights` gives them both.
+
+    Initialisers are passed over, which also keeps torch from loading its compiler to run them on nothing (seconds).
+    """
+    with torch.device("meta"), _PassOverInitialisers():
+        yield
+
+
+def give_weights(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill a module built `without_memory`: tensors that need no conversion become its own without a copy.
+
+    `dtype` is that of its fractions; whole numbers stay. Raises UserError as `check_weights` does.
+    """
+    check_weights(module, tensors, where)
+    values = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    module.load_state_dict(values, strict=True, assign=True)
+
+
+class _PassOverInitialisers(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _first(names: list[str]) -> str:

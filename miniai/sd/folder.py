@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
-from miniai.base.weights import check_weights, load_weights, read_weights, write_weights
+from miniai.base.weights import give_weights, read_weights, without_memory, write_weights
 from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
@@ -124,16 +124,14 @@ def _read_module(
     config_path, weights_path = (folder / weights).parent / "config.json", folder / weights
     values = _read_object(config_path)
     try:
-        with torch.device("meta"):  # no time spent on random weights
+        with without_memory():
             module = build(values, str(config_path))
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config_path} describes a model that cannot be built ({reason}): correct it") from error
     tensors = _known_names(_read_tensors(weights_path))
-    check_weights(module, tensors, str(weights_path))
-    module = module.to(dtype).to_empty(device=device).eval()
-    load_weights(module, tensors, str(weights_path))
-    return module
+    give_weights(module, tensors, str(weights_path), dtype, device)
+    return module.eval()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

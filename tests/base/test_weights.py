@@ -6,6 +6,7 @@ import struct
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import safetensors
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from miniai.base.errors import UserError
-from miniai.base.weights import DTYPE_NAMES, load_weights, read_metadata, read_weights, write_weights
+from miniai.base.weights import (
+    DTYPE_NAMES,
+    give_weights,
+    load_weights,
+    read_metadata,
+    read_weights,
+    without_memory,
+    write_weights,
+)
 
 
 def make_tensors() -> dict[str, torch.Tensor]:
@@ -187,3 +196,22 @@ def test_weights_that_do_not_fit_name_the_tensor_and_change_nothing(
         load_weights(module, {name: value for name, value in tensors.items() if value is not None}, "u.safetensors")
     assert str(caught.value).startswith("u.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_module_without_memory_is_checked_and_filled_like_any_other() -> None:
+    source = make_module()
+    with without_memory():
+        target = make_module()
+        huge = nn.Linear(2**20, 2**20)
+    assert huge.weight.is_meta
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match="u.safetensors lacks 0.bias"):
+        give_weights(
+            target, {k: v for k, v in source.state_dict().items() if k != "0.bias"}, "u.safetensors", torch.float16, cpu
+        )
+    give_weights(target, source.state_dict(), "u.safetensors", torch.float16, cpu)
+    for name, value in target.state_dict().items():
+        assert value.dtype is (torch.int64 if name.endswith("num_batches_tracked") else torch.float16)
+        assert torch.equal(value, source.state_dict()[name].to(value.dtype))
+    assert all(parameter.requires_grad for parameter in target.parameters())
+    assert cast(nn.Linear, make_module()[0]).weight.abs().sum() > 0  # outside, initialisers work as ever
