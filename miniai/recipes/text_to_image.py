@@ -22,6 +22,7 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
+from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, compute_latents, save_grid, train_unet
@@ -99,6 +100,10 @@ def train_text_to_image(
         run.save(train_unet(config, Latents.load(run.latents_path), unet_run, paint), run.unet_path)
     if "unet" in stages:
         write_folder(out / "model", run.components())
+        records = [stage.record() for stage in (vae_run, clip_run, unet_run)]
+        total = sum(record["minutes"] for record in records)
+        card = data_card(data, len(images))
+        write_model_card(out / "model", config, card, records, commands(data, total, steps))
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
 

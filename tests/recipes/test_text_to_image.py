@@ -82,6 +82,17 @@ def test_every_stage_leaves_its_record_its_curve_and_its_pictures(trained: Path)
     assert clip.encode_text(tokenizer(["a red line"])).shape == (1, TINY.text.projection_dim)
 
 
+def test_the_model_carries_a_card_with_its_training_and_how_to_do_it_again(trained: Path) -> None:
+    card = (trained / "model" / "README.md").read_text()
+    assert f"| unet | {count(trained / 'model' / 'unet'):,} | {STEPS} | {STEPS * 8} |" in card
+    assert "miniai train text-to-image --data" in card
+    assert "12 captioned pictures" in card
+
+
+def count(part: Path) -> int:
+    return sum(tensor.numel() for file in part.glob("*.safetensors") for tensor in read_weights(file).values())
+
+
 def test_a_finished_training_is_not_done_again(data: Path, trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors") if "model" not in path.parts}
     train_text_to_image(data, trained, steps=STEPS, resume=True, size="tiny", device="cpu")
