@@ -16,7 +16,7 @@ def processes() -> Iterator[ForkServerContext]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(here)])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_training"])
+    context.set_forkserver_preload(["small_training", "torch._dynamo"])  # the latter for torch.optim: a second
     try:
         first = context.Process(target=int)  # waits for the imports
         first.start()

@@ -84,7 +84,7 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(
         # A machine may be slow: first comes so much progress, and then the random moment.
         target = steps_saved(tmp_path) + 5 * chance.choice([0, 1, 1, 2])
         while steps_saved(tmp_path) < target and process.is_alive():
-            time.sleep(0.001)
+            time.sleep(0.002)
         process.join(chance.uniform(0.0, 0.06))
         if process.exitcode is None:
             process.kill()
