@@ -3,13 +3,15 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from miniai.base.errors import UserError, UserNotice
+from miniai.base.files import check_writable
 from miniai.recipes import generate_request
 
 app = typer.Typer(
@@ -28,6 +30,23 @@ app.add_typer(evaluate_app, name="evaluate")
 # Click's own class, or that of the copy of click that newer versions of typer carry.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+# Options that several commands have
+_Model = Annotated[
+    Path | None, typer.Option(help="Folder of a model in the Diffusers layout.", show_default="the packaged one")
+]
+_Steps = Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")]
+_GuidanceScale = Annotated[
+    float, typer.Option(help="How strongly the prompt rules, 0 to 100; up to 1 is no guidance and twice as fast.")
+]
+_Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="ddim, euler, euler_a, dpmpp_2m and others; 'Euler a' and 'DPM++ 2M Karras' work too.",
+        show_default="the model's own",
+    ),
+]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -43,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code: the only place that turns errors into lines."""
     command = typer.main.get_command(app)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _notice_printer()
         try:
             with command.make_context("miniai", list(arguments) or ["--help"]) as context:
                 command.invoke(context)
@@ -67,10 +86,17 @@ def _fail(line: str, code: int = 2) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-    """Notices for the user are one line; warnings among programmers stay out of sight."""
-    if issubclass(category, UserNotice):
-        typer.echo(f"warning: {message}", err=True)
+def _notice_printer() -> Any:
+    """For `warnings.showwarning`: a notice for the user is one line, once; warnings to programmers are hidden."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        line = f"warning: {message}"
+        if issubclass(category, UserNotice) and line not in shown:
+            shown.add(line)
+            typer.echo(line, err=True)
+
+    return show
 
 
 @app.command()
@@ -82,20 +108,10 @@ def generate(
         int | None,
         typer.Option(help="Seed of the first picture, the next ones count up.", show_default="a fresh one, printed"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = generate_request.STEPS,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="ddim, euler, euler_a, dpmpp_2m and others; 'Euler a' and 'DPM++ 2M Karras' work too.",
-            show_default="the model's own",
-        ),
-    ] = None,
-    guidance_scale: Annotated[
-        float, typer.Option(help="How strongly the prompt rules, 0 to 100; up to 1 is no guidance and twice as fast.")
-    ] = generate_request.GUIDANCE_SCALE,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a model in the Diffusers layout.", show_default="the packaged one")
-    ] = None,
+    steps: _Steps = generate_request.STEPS,
+    sampler: _Sampler = None,
+    guidance_scale: _GuidanceScale = generate_request.GUIDANCE_SCALE,
+    model: _Model = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -106,7 +122,7 @@ def generate(
     animate: Annotated[
         Path | None, typer.Option(metavar="FILE.gif", help="Also show the denoising, step by step, as a GIF.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: _Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")
     ] = "auto",
@@ -203,14 +219,13 @@ def train_text_to_image(
         typer.Option(help="Every number of the recipe, as JSON, such as an earlier training's config.json."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.", show_default="0")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: _Device = "auto",
     sample_minutes: Annotated[float, typer.Option(help="Minutes between grids of sample pictures.")] = 4.0,
 ) -> None:
     """Train a text-to-image model on captioned pictures: VAE, CLIP, then the U-Net. Ctrl-C saves and stops."""
     from miniai.recipes.text_to_image import train_text_to_image as train
-    from miniai.recipes.training import StageInterrupted
 
-    try:
+    with _stage_stops():
         folder = train(
             data,
             out,
@@ -224,6 +239,112 @@ def train_text_to_image(
             device=device,
             sample_minutes=sample_minutes,
         )
+    typer.echo(folder)
+
+
+@contextmanager
+def _stage_stops() -> Iterator[None]:
+    """A training that Ctrl-C has stopped says how to go on with it."""
+    from miniai.recipes.training import StageInterrupted
+
+    try:
+        yield
     except StageInterrupted as stop:
         raise KeyboardInterrupt(str(stop)) from stop
-    typer.echo(folder)
+
+
+@evaluate_app.command("text-to-image")
+def evaluate_text_to_image(
+    data: Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")],
+    model: _Model = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures, the sheets and the pictures.")] = Path(
+        "evaluation"
+    ),
+    evaluator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a CLIP that took no part in training.",
+            show_default="one that fits the data, or else one trained now",
+        ),
+    ] = None,
+    evaluator_minutes: Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")] = 15.0,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
+    ] = None,
+    steps: _Steps = generate_request.STEPS,
+    guidance_scale: _GuidanceScale = generate_request.GUIDANCE_SCALE,
+    sampler: _Sampler = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: _Device = "auto",
+) -> None:
+    """Paint the held-out captions and measure: retrieval, FID, KID, nearest training pictures, beside the real ones."""
+    from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image as evaluate
+
+    with _stage_stops():
+        evaluate(
+            model or generate_request.packaged_model(),
+            data,
+            out,
+            evaluator,
+            steps,
+            guidance_scale,
+            sampler,
+            seed,
+            limit,
+            device,
+            evaluator_minutes=evaluator_minutes,
+        )
+    typer.echo(out)
+
+
+@evaluate_app.command("contact-sheet")
+def evaluate_contact_sheet(
+    out: Annotated[Path, typer.Argument(metavar="FILE.png", help="The sheet.", show_default=False)],
+    model: _Model = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt a line.", show_default="64 of our own")
+    ] = None,
+    styles: Annotated[
+        str | None, typer.Option(help="Separated by commas: each makes 'a cat, STYLE style'.", show_default="none")
+    ] = None,
+    steps: _Steps = generate_request.STEPS,
+    guidance_scale: _GuidanceScale = generate_request.GUIDANCE_SCALE,
+    sampler: _Sampler = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: _Device = "auto",
+    columns: Annotated[int, typer.Option(help="Prompts in a row.")] = 8,
+    zoom: Annotated[int, typer.Option(help="How many times as large as painted.")] = 1,
+) -> None:
+    """Paint many prompts on one labelled sheet, to be looked at."""
+    generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
+    check_writable(out)
+    chosen: dict[str, Any] = {}
+    if prompts is not None:
+        chosen["prompts"] = _lines(prompts)
+    if styles is not None:
+        chosen["styles"] = _words(styles)
+    from miniai.recipes.contact_sheet import contact_sheet
+
+    path = contact_sheet(
+        model or generate_request.packaged_model(),
+        out,
+        n_steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        seed=seed,
+        device=device,
+        n_columns=columns,
+        zoom=zoom,
+        **chosen,
+    )
+    typer.echo(path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: give a text file in UTF-8, one prompt a line") from error
+    if not any(lines):
+        raise UserError(f"{path} has no prompts: write one a line")
+    return [line for line in lines if line]

@@ -11,7 +11,7 @@ from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 
 STEPS = 20
-GUIDANCE_SCALE = 5.0
+GUIDANCE_SCALE = 4.0
 MAX_N = 256
 MAX_STEPS = 1000
 MAX_SIDE = 4096  # pixels
@@ -61,14 +61,18 @@ class Targets:
 
 def check_request(request: GenerateRequest) -> None:
     """Raise UserError for a number out of range."""
-    numbers = [
+    check_ranges(
         ("--n", request.n, 1, MAX_N, "pictures"),
         ("--steps", request.steps, 1, MAX_STEPS, "steps"),
         ("--guidance-scale", request.guidance_scale, 0, MAX_GUIDANCE_SCALE, ""),
         ("--width", request.width, 1, MAX_SIDE, "pixels"),
         ("--height", request.height, 1, MAX_SIDE, "pixels"),
         ("--seed", request.seed, 0, MAX_SEED - MAX_N, ""),
-    ]
+    )
+
+
+def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> None:
+    """Raise UserError for the first of (name, value, least, most, unit) that is out of range; None always passes."""
     for name, value, low, high, unit in numbers:
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise UserError(f"{name} {value} is out of range: give {low} to {high} {unit}".rstrip())

@@ -170,7 +170,9 @@ class StableDiffusionPipeline:
             if beyond:
                 n_tokens = self.tokenizer.model_max_length - 2
                 warnings.warn(
-                    f"the prompt is longer than {n_tokens} tokens; cut off: '{beyond}'", UserNotice, stacklevel=3
+                    f"the prompt is longer than the model's {n_tokens} tokens; cut off: '{beyond}'",
+                    UserNotice,
+                    stacklevel=3,
                 )
         return [p for p in prompts for _ in range(n_each)], [n for n in negatives for _ in range(n_each)]
 
