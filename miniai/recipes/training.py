@@ -69,7 +69,7 @@ def run_stage(
     """
     channels_last(model)
     model.to(run.device)
-    ema, recorder = EMA(config.ema), Recorder(run.folder / "log.jsonl", every=20)
+    ema, recorder = EMA(config.ema, every=4), Recorder(run.folder / "log.jsonl", every=20)
     budget, interrupt = Budget(run.minutes, run.steps), Interrupt()
 
     def paint(learner: Learner) -> None:
