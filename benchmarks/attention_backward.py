@@ -1,6 +1,6 @@
 """Attention over short sequences on a CPU, bfloat16, forward and backward: the fused kernel beside plain products.
 
-    python benchmarks/attention_backward.py
+python benchmarks/attention_backward.py
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Group normalisation's backward pass on a CPU, bfloat16 in channels-last memory: PyTorch's beside ours, in turn.
 
-    python benchmarks/group_norm.py
+python benchmarks/group_norm.py
 """
 
 import statistics

@@ -1,0 +1,69 @@
+"""A training step of the shipped U-Net: ours beside Diffusers' with the same weights, optimizer and batch, in turn.
+
+python benchmarks/unet_step.py
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import diffusers
+import torch
+
+from miniai.base.configs import config_to_dict
+from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.model_card import machine
+from miniai.recipes.text_to_image_config import SMALL
+from miniai.recipes.training import channels_last, initial_weights
+
+BATCH, TOKENS = SMALL.unet_stage.batch_size, SMALL.window
+
+
+def main(repeats: int = 7) -> None:
+    with initial_weights(0):
+        ours = UNet2DConditionModel(SMALL.unet)
+        theirs = diffusers.UNet2DConditionModel(**config_to_dict(SMALL.unet))
+    theirs.load_state_dict(ours.state_dict())
+    side, channels = SMALL.unet.sample_size, SMALL.unet.in_channels
+    x = torch.randn(BATCH, channels, side, side)
+    t, text = torch.randint(0, 1000, (BATCH,)), torch.randn(BATCH, TOKENS, SMALL.unet.cross_attention_dim)
+
+    def step(model: torch.nn.Module, bf16: bool, nhwc: bool) -> Callable[[], float]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        latents = x.contiguous(memory_format=torch.channels_last) if nhwc else x
+
+        def run() -> float:
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                out = model(latents, t, text)
+            out = out if isinstance(out, torch.Tensor) else out.sample
+            (out.float() - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return time.perf_counter() - start
+
+        return run
+
+    plain = diffusers.UNet2DConditionModel(**config_to_dict(SMALL.unet))
+    plain.load_state_dict(ours.state_dict())
+    rows = {
+        "Diffusers, float32": step(plain, bf16=False, nhwc=False),
+        "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
+        "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(repeats + 1):
+        for name, run in rows.items():
+            times[name].append(run())
+    medians = {name: statistics.median(runs[1:]) for name, runs in times.items()}
+    slowest = max(medians.values())
+    print(f"{machine()}; {os.cpu_count()} cores, batch {BATCH}, median of {repeats} steps in turn\n")
+    print("| training step of the shipped U-Net | images/s | times the slowest |\n| --- | ---: | ---: |")
+    for name, median in medians.items():
+        print(f"| {name} | {BATCH / median:.1f} | {slowest / median:.2f} |")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    main()
