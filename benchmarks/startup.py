@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a model; default: the packaged one")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, {options.repeats} runs each, after one to warm up\n"
-    )
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}; {options.repeats} runs each\n")
     print("| command | wall, median, s | wall, best, s | processor, median, s |\n| --- | ---: | ---: | ---: |")
     for name, arguments in COMMANDS.items():
         model = ["--model", os.path.abspath(options.model)] if options.model and arguments[0] == "generate" else []
