@@ -54,10 +54,12 @@ def attend(
 ) -> Float[Tensor, "b heads n d"]:
     """softmax(q kᵀ / sqrt(d) + mask) v (Vaswani et al. 2017, equation 1)."""
     if q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= SHORT_SEQUENCE:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            scores = scores + mask
-        return scores.softmax(dim=-1).to(v.dtype) @ v
+        # Autocast would have the softmax in float32 and copy the scores there and back; its sums are in float32 anyway.
+        with torch.autocast("cpu", enabled=False):
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            if mask is not None:
+                scores = scores + mask.to(scores.dtype)
+            return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
 
 
