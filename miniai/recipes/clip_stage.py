@@ -17,7 +17,8 @@ from miniai.train.data import TensorDataset
 class CaptionTable:
     """Every distinct caption once, as token ids, and for each picture the rows that are its own.
 
-    `ids`: (captions, window); `rows`: (pictures, most captions of one), padded; `counts`: (pictures,).
+    `ids`: (captions, window); `lengths`: (captions,), tokens, the end-of-text one included; `rows`: (pictures,
+    most captions of one), padded; `counts`: (pictures,).
     """
 
     def __init__(self, captions: list[list[str]], tokenizer: CLIPTokenizer) -> None:
@@ -27,6 +28,7 @@ class CaptionTable:
                 numbers.setdefault(text, len(numbers))
         self.texts = list(numbers)
         self.ids: Int[Tensor, "m window"] = tokenizer(self.texts)
+        self.lengths: Int[Tensor, " m"] = (self.ids == tokenizer.eos_id).int().argmax(1) + 1
         self.counts = torch.tensor([len(texts) for texts in captions])
         self.rows = torch.zeros(len(captions), int(self.counts.max()), dtype=torch.long)
         for i, texts in enumerate(captions):
@@ -44,15 +46,17 @@ def choose_captions(
 class CLIPObjective:
     """The symmetric contrastive loss over a batch of pictures, each with one of its captions."""
 
-    def __init__(self, ids: Int[Tensor, "m window"], max_shift: int) -> None:
-        self.ids, self.max_shift = ids, max_shift
+    def __init__(self, table: CaptionTable, max_shift: int) -> None:
+        self.ids, self.lengths, self.max_shift = table.ids, table.lengths, max_shift
 
     def __call__(
         self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
         assert isinstance(model, CLIPModel)
         images, rows, counts = batch
-        texts = self.ids.to(rows.device)[choose_captions(rows, counts, generator)]
+        chosen = choose_captions(rows, counts, generator).cpu()
+        # What follows the end of a text is never looked at: the text encoder is causal and is read at that end.
+        texts = self.ids[chosen, : int(self.lengths[chosen].max())].to(rows.device)
         moved = shift_on_white(images, self.max_shift, generator)
         image_vectors, text_vectors = model.encode_image(to_float(moved)), model.encode_text(texts)
         loss = contrastive_loss(image_vectors, text_vectors, model.logit_scale)
@@ -87,7 +91,7 @@ def train_clip(
         model = CLIPModel(clip_config(config, tokenizer))
     table = CaptionTable(captions, tokenizer)
     data = TensorDataset((images, table.rows, table.counts))
-    run_stage(run, config.clip_stage, model, data, CLIPObjective(table.ids, config.clip_shift), seed)
+    run_stage(run, config.clip_stage, model, data, CLIPObjective(table, config.clip_shift), seed)
     return model
 
 

@@ -19,8 +19,9 @@ from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
 from miniai.base.weights import read_weights
 from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.clip import CLIPModel
 from miniai.nn.unet import UNet2DConditionModel
-from miniai.recipes.clip_stage import CaptionTable, choose_captions, shift_on_white
+from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
 from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
 from miniai.recipes.unet_stage import init_unet
@@ -210,7 +211,7 @@ def test_the_vae_objective_is_its_parts_added_up() -> None:
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     parts = VAEObjective(SMALL.vae_loss)(AutoencoderKL(TINY.vae), images, make_generator(0))
     total = parts["pixels"] + SMALL.vae_loss.edges * parts["edges"] + SMALL.vae_loss.kl * parts["kl"]
-    assert parts["loss"] == pytest.approx(float(total.detach()))
+    assert float(parts["loss"].detach()) == pytest.approx(float(total.detach()))
 
 
 def test_each_picture_gets_each_of_its_own_captions_and_no_other() -> None:
@@ -222,6 +223,17 @@ def test_each_picture_gets_each_of_its_own_captions_and_no_other() -> None:
         for i, row in enumerate(choose_captions(table.rows, table.counts, make_generator(seed)).tolist()):
             seen[i].add(table.texts[row])
     assert seen == [set(texts) for texts in captions]
+
+
+def test_what_follows_the_end_of_a_text_does_not_change_its_vector() -> None:
+    tokenizer = CLIPTokenizer.train(["a b c d e"], 520, 12)
+    table = CaptionTable([["a b", "a b c d e"]], tokenizer)
+    assert table.lengths.tolist() == [4, 7]
+    torch.manual_seed(0)
+    clip = CLIPModel(clip_config(TINY, tokenizer)).eval()
+    with torch.no_grad():
+        whole, cut = clip.encode_text(table.ids), clip.encode_text(table.ids[:, :7])
+    assert torch.allclose(whole, cut, atol=1e-6)
 
 
 def test_shifted_pictures_keep_their_content_and_show_white_at_the_edge() -> None:
