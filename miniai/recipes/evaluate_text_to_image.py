@@ -14,9 +14,10 @@ from miniai.base.errors import UserError
 from miniai.base.files import atomic_file, write_json
 from miniai.base.images import grid, save_png
 from miniai.recipes.contact_sheet import load_painter, paint
-from miniai.recipes.evaluator import find_evaluator, refuse_own_clip
+from miniai.recipes.evaluator import Evaluator, find_evaluator, load_evaluator, refuse_own_clip
 from miniai.recipes.judging import Pictures, measure, to_levels
 from miniai.recipes.sheets import labelled_grid
+from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.train.captions import CaptionedFolder, CaptionedItem, load_images, read_captioned_folder
 
 MIN_PICTURES = 4
@@ -61,17 +62,18 @@ def evaluate_text_to_image(
     folder = read_captioned_folder(data)
     heldout = choose_heldout(folder, limit)
     pipeline = load_painter(model, device)
-    judge = find_evaluator(
-        folder, evaluator, pipeline.device, minutes=evaluator_minutes, steps=evaluator_steps, size=evaluator_size
-    )
-    refuse_own_clip(judge, pipeline.text_encoder)
+    known = None if evaluator is None else _independent(load_evaluator(evaluator, pipeline.device), pipeline)
     _make_folders(out)
+    # Paint first: whatever is wrong with the request shows before an evaluator is trained for a quarter of an hour.
     started = time.monotonic()
-    prompts = [item.text for item in heldout]
-    painted = list(paint(pipeline, prompts, n_steps, guidance_scale, sampler, seed))
+    painted = list(paint(pipeline, [item.text for item in heldout], n_steps, guidance_scale, sampler, seed))
     seconds = time.monotonic() - started
     for i, image in enumerate(painted):
         save_png(out / "pictures" / f"{i:04d}.png", image)
+    judge = known or _independent(
+        find_evaluator(folder, pipeline.device, minutes=evaluator_minutes, steps=evaluator_steps, size=evaluator_size),
+        pipeline,
+    )
     pictures = Pictures(
         to_levels(painted, judge.image_size),
         load_images(heldout, judge.image_size),
@@ -166,6 +168,11 @@ def nearest_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Im
 def _spread(n: int, n_wanted: int) -> list[int]:
     """`n_wanted` of n places, evenly spread, or all of them."""
     return list(range(n)) if n <= n_wanted else [i * n // n_wanted for i in range(n_wanted)]
+
+
+def _independent(judge: Evaluator, pipeline: StableDiffusionPipeline) -> Evaluator:
+    refuse_own_clip(judge, pipeline.text_encoder)
+    return judge
 
 
 def _make_folders(out: Path) -> None:

@@ -57,27 +57,24 @@ class Evaluator:
 
 def find_evaluator(
     data: CaptionedFolder,
-    folder: Path | None,
     device: torch.device,
     *,
     minutes: float | None = 15.0,
     steps: int | None = None,
     size: str = "small",
 ) -> Evaluator:
-    """The evaluator in `folder`; or, without one, the one in the package, or beside the data, if it was trained on the
-    very pictures and captions that `data` has for training; or else one that is trained now, beside the data.
+    """The evaluator in the package, or the one beside the data, if it was trained on the very pictures and captions
+    that `data` has for training; or else one that is trained now, beside the data.
 
     minutes, steps: how long to train, if it must be (one of them); size: of the CLIP, a name in `SIZES`.
     """
-    if folder is not None:
-        return _load(folder, device)
     fingerprint = data_fingerprint(data)
     beside = data.root.resolve().with_name(f"{data.root.resolve().name}-evaluator")
     for known in (SHIPPED, beside):
         if (known / RECORD).is_file() and read_json(known / RECORD).get("data") == fingerprint:
-            return _load(known, device)
+            return load_evaluator(known, device)
     train_evaluator(data, beside, device, minutes=minutes, steps=steps, size=size)
-    return _load(beside, device)
+    return load_evaluator(beside, device)
 
 
 def train_evaluator(
@@ -134,7 +131,8 @@ def refuse_own_clip(evaluator: Evaluator, text_encoder: CLIPTextModel) -> None:
         raise UserError(f"{evaluator.folder} is the CLIP that the model was trained with: name one of another training")
 
 
-def _load(folder: Path, device: torch.device) -> Evaluator:
+def load_evaluator(folder: Path, device: torch.device) -> Evaluator:
+    """The evaluator in `folder`, which holds what `save_clip` writes. Raises UserError if it cannot be read."""
     model, tokenizer = load_clip(folder)
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return Evaluator(model.to(device), tokenizer, device, folder, record)

@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CaptionedFolder:
 
 @pytest.fixture(scope="module")
 def judge(data: CaptionedFolder) -> Evaluator:
-    return find_evaluator(data, None, CPU, minutes=None, steps=STEPS, size="tiny")
+    return find_evaluator(data, CPU, minutes=None, steps=STEPS, size="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +149,11 @@ def test_evaluator_is_trained_once_for_the_same_training_pictures(
     weights = judge.folder / "model.safetensors"
     before = weights.stat().st_mtime_ns
     assert judge.folder == data.root.resolve().with_name("shapes-evaluator")
-    assert find_evaluator(data, None, CPU, minutes=None, steps=STEPS, size="tiny").folder == judge.folder
+    assert find_evaluator(data, CPU, minutes=None, steps=STEPS, size="tiny").folder == judge.folder
     assert weights.stat().st_mtime_ns == before
     other = write_shapes(tmp_path / "shapes", n_heldout=20)
     shutil.copytree(judge.folder, tmp_path / "shapes-evaluator")
-    found = find_evaluator(read_captioned_folder(other), None, CPU, minutes=None, steps=2, size="tiny")
+    found = find_evaluator(read_captioned_folder(other), CPU, minutes=None, steps=2, size="tiny")
     assert found.record["pictures"] == 52
     assert found.record["data"] != judge.record["data"]
 
@@ -218,6 +218,13 @@ def test_folder_without_styles_is_measured_without_them(judge: Evaluator, data: 
 def test_missing_evaluator_is_named(data: CaptionedFolder, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         evaluate_text_to_image(model, data.root, tmp_path, tmp_path / "nowhere")
+
+
+def test_impossible_request_is_refused_before_an_evaluator_is_trained(model: Path, tmp_path: Path) -> None:
+    other = write_shapes(tmp_path / "shapes", n_heldout=20)
+    with pytest.raises(UserError, match="eulr"):
+        evaluate_text_to_image(model, other, tmp_path / "out", sampler="eulr", n_steps=2)
+    assert not (tmp_path / "shapes-evaluator").exists()
 
 
 def test_contact_sheet_has_a_cell_for_each_prompt_with_all_its_styles(model: Path, tmp_path: Path) -> None:
