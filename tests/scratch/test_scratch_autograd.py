@@ -1,0 +1,164 @@
+"""Gradients, by hand and by reverse mode, against PyTorch's."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scratch_oracle import assert_same, draw, error_of, few, ours, seeds, shapes
+
+from miniai.scratch.autograd import Variable, cat
+from miniai.scratch.creation import zeros
+from miniai.scratch.layers import Lin, Mse, Network, Relu
+from miniai.scratch.rng import Rng
+from miniai.scratch.tensor import Tensor
+
+UNARY = {
+    "negative": (lambda x: -x, None),
+    "square": (lambda x: x**2, None),
+    "reciprocal": (lambda x: 3 / (x * x + 1), None),
+    "difference": (lambda x: 2 - x, None),
+    "log": (lambda x: (x * x + 1).log(), None),
+    "root": (lambda x: (x * x + 1) ** 0.5, None),
+    "mean": (lambda x: x.mean(), None),
+    "sum of rows": (lambda x: x.sum(-1, True), None),
+    "variance": (lambda x: x.var(1), lambda x: x.var(1, correction=0)),
+    "greatest": (lambda x: x.max(-1), lambda x: x.max(-1).values),
+    "permute": (lambda x: x.permute(2, 0, 1) * 2, None),
+    "transpose": (lambda x: x.transpose(0, -1), None),
+    "flatten": (lambda x: x.flatten(1), None),
+    "expand": (lambda x: x[:, :1].expand(2, 5, 4), None),
+    "index": (lambda x: x[1, ..., ::2], None),
+    "used twice": (lambda x: x * x + x, None),
+    "pad": (lambda x: x.pad((1, 2, 3, 0), 7.0), lambda x: F.pad(x, (1, 2, 3, 0), value=7.0)),
+    "cat": (lambda x: cat([x, x * 2], 1), lambda x: torch.cat([x, x * 2], 1)),
+}
+
+
+def assert_same_gradients(ours_of, theirs_of, *tensors: torch.Tensor) -> None:
+    """Values, and gradients by every argument, after weighing the result by unequal numbers."""
+    mine = [Variable(ours(x), True) for x in tensors]
+    theirs = [x.clone().requires_grad_() for x in tensors]
+    result, wanted = ours_of(*mine), theirs_of(*theirs)
+    assert_same(result.data, wanted.detach().clone())
+    weight = draw(tuple(wanted.shape), 99)
+    result.backward(ours(weight))
+    wanted.backward(weight)
+    for x, y in zip(mine, theirs, strict=True):
+        assert_same(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("name", UNARY)
+def test_an_operation_passes_back_pytorchs_gradient(name: str) -> None:
+    mine, theirs = UNARY[name]
+    assert_same_gradients(mine, theirs or mine, draw((2, 3, 4)))
+
+
+@few
+@given(shapes, seeds, st.data())
+def test_gradients_of_broadcast_arithmetic_equal_pytorchs(shape: tuple[int, ...], seed: int, data) -> None:
+    other = tuple(data.draw(st.sampled_from([1, size])) for size in shape[data.draw(st.integers(0, len(shape))) :])
+    a, b = draw(shape, seed), draw(other, seed + 1)
+    for function in (lambda a, b: a + b, lambda a, b: b - a, lambda a, b: a * b, lambda a, b: b / (a * a + 1)):
+        assert_same_gradients(function, function, a, b)
+
+
+@few
+@given(*[st.integers(1, 4)] * 3, seeds)
+def test_gradients_of_products_equal_pytorchs(n: int, k: int, m: int, seed: int) -> None:
+    for left, right in (((n, k), (k, m)), ((2, 1, n, k), (3, k, m)), ((2, n, k), (k, m))):
+        assert_same_gradients(operator.matmul, torch.matmul, draw(left, seed), draw(right, seed))
+
+
+def test_gather_passes_back_to_where_it_read() -> None:
+    index = torch.tensor([[0, 0, 2], [1, 2, 2]])
+    assert_same_gradients(lambda x: x.gather(0, ours(index)), lambda x: x.gather(0, index), draw((3, 3)))
+
+
+def test_gradients_add_up_over_calls() -> None:
+    x = Variable([1.0, 2.0], True)
+    (x * x).sum().backward()
+    (x * 3).sum().backward()
+    assert x.grad.tolist() == [5, 7]
+
+
+def test_nothing_is_remembered_where_nothing_needs_a_gradient() -> None:
+    x = Variable([1.0])
+    assert (x * 2 + x).parents == ()
+    y = Variable([1.0], True)
+    assert (y.detach() * 2).parents == ()
+    z = x * y
+    z.sum().backward()
+    assert x.grad is None
+    assert y.grad is not None
+
+
+def test_a_thousand_steps_do_not_run_out_of_stack() -> None:
+    x = Variable(1.0, True)
+    y = x
+    for _ in range(1100):  # Python's own stack holds 1000 calls
+        y = -y
+    y.backward()
+    assert x.grad.item() == 1
+
+
+def test_mistakes_bring_pytorchs_errors() -> None:
+    x = draw((2, 3))
+    pairs = [
+        (lambda: Variable(ours(x), True).backward(), lambda: x.clone().requires_grad_().backward()),
+        (lambda: Variable(ours(x)).sum().backward(), lambda: x.sum().backward()),
+    ]
+    for mine, theirs in pairs:
+        assert error_of(mine) == error_of(theirs)
+    with pytest.raises(RuntimeError, match="only Tensors of floating point dtype can require gradients"):
+        Variable([1, 2], True)
+    with pytest.raises(RuntimeError, match="does not share the tensor's storage"):
+        Variable(ours(x), True).read(lambda t: t + 1)
+    with pytest.raises(RuntimeError, match="at least 2D, but they are 2D and 1D"):
+        Variable(ours(x)) @ Variable([1.0])
+
+
+def test_a_variable_shows_its_numbers() -> None:
+    assert repr(Variable([1.0], True)) == "Variable(Tensor([1.0]), requires_grad=True)"
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 5), seeds)
+def test_gradients_written_by_hand_equal_pytorchs(n: int, width: int, seed: int) -> None:
+    rng = Rng(seed)
+    first, second, loss = Lin(3, width, rng), Lin(width, 2, rng), Mse()
+    x, target = draw((n, 3), seed), draw((n, 2), seed + 1)
+    network = Network([first, Relu(), second], loss)
+    value = loss.forward(network.forward(ours(x)), ours(target))
+    x_grad = network.backward()
+
+    t = x.clone().requires_grad_()
+    weights = [torch.tensor(w.tolist(), dtype=torch.float64, requires_grad=True) for w in (first.weight, second.weight)]
+    wanted = F.mse_loss((t @ weights[0]).relu() @ weights[1], target)
+    wanted.backward()
+    assert value.item() == pytest.approx(wanted.item())
+    assert_same(x_grad, t.grad)
+    assert_same(first.weight_grad, weights[0].grad)
+    assert_same(second.weight_grad, weights[1].grad)
+    assert second.bias_grad.shape == (2,)
+
+
+def test_steps_down_the_gradient_learn_a_line() -> None:
+    rng = Rng(0)
+    x = rng.normal(32, 1)
+    layer, loss = Lin(1, 1, rng), Mse()
+    network = Network([layer], loss)
+    for _ in range(100):
+        error = loss.forward(network.forward(x), x * 3 - 1)
+        network.backward()
+        layer.step(0.1)
+    assert error.item() < 1e-6
+    assert layer.weight.item() == pytest.approx(3, abs=1e-3)
+    assert layer.bias.item() == pytest.approx(-1, abs=1e-3)
+
+
+def test_a_target_of_another_shape_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"prediction \[3, 1\] and target \[3\] differ in shape"):
+        Mse().forward(zeros(3, 1), Tensor([1.0, 2.0, 3.0]))
