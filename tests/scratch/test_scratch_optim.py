@@ -1,0 +1,110 @@
+"""Optimizers and schedules against torch.optim, step by step."""
+
+import pytest
+import torch
+from scratch_oracle import assert_same, draw, ours
+
+from miniai.scratch import optim, schedules
+from miniai.scratch.autograd import Variable
+from miniai.scratch.creation import zeros
+
+OPTIMIZERS = {
+    "sgd": (optim.SGD, torch.optim.SGD, {"lr": 0.1}),
+    "sgd, momentum": (optim.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    "sgd, decay": (optim.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.1}),
+    "rmsprop": (optim.RMSprop, torch.optim.RMSprop, {"lr": 0.01, "alpha": 0.9}),
+    "rmsprop, momentum": (optim.RMSprop, torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}),
+    "adam": (optim.Adam, torch.optim.Adam, {"lr": 0.05}),
+    "adam, decay": (optim.Adam, torch.optim.Adam, {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    "adamw": (optim.AdamW, torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_step_equals_that_of_torch_optim(name: str) -> None:
+    make_ours, make_theirs, options = OPTIMIZERS[name]
+    start = [draw((2, 3)), draw((3,), 1)]
+    mine = [Variable(ours(x), True) for x in start]
+    theirs = [x.clone().requires_grad_() for x in start]
+    our_optimizer, their_optimizer = make_ours(mine, **options), make_theirs(theirs, **options)
+    for _ in range(4):
+        our_optimizer.zero_grad()
+        their_optimizer.zero_grad()
+        ((mine[0] * mine[1] - 1) ** 2).sum().backward()
+        ((theirs[0] * theirs[1] - 1) ** 2).sum().backward()
+        our_optimizer.step()
+        their_optimizer.step()
+        for x, y in zip(mine, theirs, strict=True):
+            assert_same(x.data, y.detach())
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    x = Variable([1.0], True)
+    optim.Adam([x]).step()
+    assert x.data.tolist() == [1]
+
+
+def test_an_optimizer_needs_parameters_and_a_rate() -> None:
+    with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
+        optim.SGD([], 0.1)
+    with pytest.raises(ValueError, match="cannot be negative, got -1"):
+        optim.SGD([Variable(zeros(1), True)], -1.0)
+
+
+N_STEPS = 20
+SCHEDULES = {
+    "step": (
+        lambda i: schedules.step_lr(i, 0.5, 3, 0.2),
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.2),
+    ),
+    "exponential": (
+        lambda i: schedules.exponential_lr(i, 0.5, 0.9),
+        lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    ),
+    "cosine": (
+        lambda i: schedules.cosine_annealing_lr(i, 0.5, N_STEPS, 0.01),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, N_STEPS, 0.01),
+    ),
+    "one cycle": (
+        lambda i: schedules.one_cycle_lr(i, 0.5, N_STEPS),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.5, total_steps=N_STEPS),
+    ),
+    "one cycle, other peak": (
+        lambda i: schedules.one_cycle_lr(i, 0.5, N_STEPS, 0.5, 10, 100),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o, 0.5, total_steps=N_STEPS, pct_start=0.5, div_factor=10, final_div_factor=100
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_gives_pytorchs_learning_rates(name: str) -> None:
+    schedule, make = SCHEDULES[name]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.5, momentum=0.9)
+    scheduler = make(optimizer)
+    for i in range(N_STEPS):
+        assert schedule(i) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-15)
+        if name == "one cycle":
+            assert schedules.one_cycle_momentum(i, N_STEPS) == pytest.approx(optimizer.param_groups[0]["momentum"])
+        if i < N_STEPS - 1:
+            optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 4, 10])
+def test_one_cycle_of_any_length_reaches_its_peak_or_falls_from_it(n_steps: int) -> None:
+    rates = [schedules.one_cycle_lr(i, 1.0, n_steps, 0.25) for i in range(n_steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[-1] == pytest.approx(1 / 25 / 1e4)
+    with pytest.raises(ValueError, match="pct_start must lie between 0 and 1, got 1"):
+        schedules.one_cycle_lr(0, 1.0, n_steps, 1)
+
+
+def test_a_schedule_of_no_steps_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        schedules.one_cycle_lr(0, 0.1, 0)
+    with pytest.raises(ValueError, match="step 7 is outside a schedule of 5 steps"):
+        schedules.cosine_annealing_lr(7, 0.1, 5)
+    with pytest.raises(ValueError, match="step_size must be at least 1, got 0"):
+        schedules.step_lr(0, 0.1, 0)
