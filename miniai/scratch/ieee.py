@@ -1,6 +1,9 @@
 """5. Functions of one or two numbers that answer inf or nan where Python raises, as tensors must (IEEE 754)."""
 
 import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 Number = int | float
 
@@ -59,3 +62,26 @@ def gelu(x: Number) -> float:
 def quick_gelu(x: Number) -> float:
     """x * sigmoid(1.702 x), the approximation in CLIP."""
     return x * sigmoid(1.702 * x)
+
+
+# The C functions that agree with ours, except that they raise where ours answer inf or nan.
+FAST: dict[Any, Callable[..., float]] = {
+    divide: operator.truediv,
+    power: math.pow,
+    exp: math.exp,
+    log: math.log,
+    sqrt: math.sqrt,
+}
+
+
+def mapped(function: Callable[..., Any], *columns: Iterable[Any]) -> list:
+    """`function` of each element, or of each row of several columns; the columns must be fit to be read twice.
+
+    Few tensors hold a number at which C's function raises, so it is tried first: it takes half the time.
+    """
+    if function in FAST:
+        try:
+            return list(map(FAST[function], *columns))
+        except (ZeroDivisionError, OverflowError, ValueError):
+            pass
+    return list(map(function, *columns))

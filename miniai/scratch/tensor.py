@@ -163,7 +163,7 @@ class Tensor(Strided):
     def map(self, function: Callable[[Any], Any], dtype: str | None = None) -> "Tensor":
         """`function` of each element. The type of number stays, unless `dtype` names another."""
         code = CODES[dtype] if dtype else self.storage.typecode
-        return Tensor.of(array(code, map(function, self.flat())), self.shape)
+        return Tensor.of(array(code, ieee.mapped(function, self.flat())), self.shape)
 
     def to(self, dtype: str) -> "Tensor":
         return self.map({"bool": bool, "int64": int, "float64": float}[dtype], dtype)
@@ -268,7 +268,7 @@ def elementwise(function: Callable[[Any, Any], Any], a: Any, b: Any, dtype: str 
     dtype = dtype or max(dtypes, key=list(CODES).index)
     if dtype == "bool" and function in (operator.add, operator.sub, operator.mul):
         dtype = "int64"
-    return Tensor.of(array(CODES[dtype], map(function, *numbers)), shape)
+    return Tensor.of(array(CODES[dtype], ieee.mapped(function, *numbers)), shape)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
