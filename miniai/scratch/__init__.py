@@ -16,4 +16,21 @@
 14. statistics.py: mean, variance, covariance, correlation, histogram
 15. rng.py: random numbers from explicit state, a stream for each worker
 16. dual.py: derivatives by infinitesimals, and by finite differences
+17. layers.py: layers with the backward pass written by hand
+18. autograd.py: reverse-mode differentiation
+19. functional.py: activations with their slopes, softmax
+20. losses.py: MSE, cross entropy, the contrastive loss
+21. modules.py: modules, parameters, hooks, Linear, Sequential
+22. convolution.py: convolution by im2col, pooling, the receptive field
+23. normalisation.py: batch, layer, instance and group norm
+24. attention.py: dropout, embeddings, attention
+25. optim.py: SGD, RMSprop, Adam, AdamW
+26. schedules.py: the learning rate over time
+27. data.py: IDX files, samplers, collation, loading by processes
+28. meanshift.py: clusters, without being told how many
+29. models.py: a linear classifier, an MLP, a small CNN
+30. train.py: the training loop
+31. safetensors.py: weights read from their file
+32. png.py: pictures written to theirs
+33. __main__.py: the command line
 """

@@ -95,7 +95,7 @@ def test_nothing_is_remembered_where_nothing_needs_a_gradient() -> None:
     assert y.grad is not None
 
 
-def test_a_thousand_steps_do_not_run_out_of_stack() -> None:
+def test_more_steps_than_python_holds_calls_do_not_run_out_of_stack() -> None:
     x = Variable(1.0, True)
     y = x
     for _ in range(1100):  # Python's own stack holds 1000 calls
