@@ -1,0 +1,80 @@
+"""One product of matrices in the stages of miniai/scratch, from three Python loops to PyTorch, side by side.
+
+python benchmarks/matmul.py [--size 64] [--out benchmarks/results/matmul.png]
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+from miniai.scratch.lists import matmul_lists
+from miniai.scratch.matmul import matmul_broadcast, matmul_einsum, matmul_kernel, matmul_loops, matmul_rows
+from miniai.scratch.rng import Rng
+from miniai.scratch.tensor import Tensor
+
+STAGES = {
+    "lists of lists, three loops": lambda a, b: Tensor(matmul_lists(a.tolist(), b.tolist())),
+    "flat buffer, three loops": matmul_loops,
+    "rows times columns": matmul_rows,
+    "broadcasting a row": matmul_broadcast,
+    "einsum": matmul_einsum,
+    "kernel (sum of map of mul)": matmul_kernel,
+}
+
+
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    """The shortest of `repeats` calls, after one that is not counted: other programs can only make a call longer."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, default=64, help="matrices of size × size")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", help="where to draw a plot")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    n, rng = options.size, Rng(0)
+    a, b = rng.normal(n, n), rng.normal(n, n)
+    x, y = (torch.tensor(t.tolist(), dtype=torch.float64) for t in (a, b))
+    wanted = x @ y
+
+    found = {}
+    for name, stage in STAGES.items():
+        product = torch.tensor(stage(a, b).tolist(), dtype=torch.float64)
+        torch.testing.assert_close(product, wanted)
+        found[name] = seconds(lambda stage=stage: stage(a, b), options.repeats)
+    found["PyTorch"] = seconds(lambda: x @ y, 100)
+
+    slowest = max(found.values())
+    print(f"{n}×{n}, float64, Python {platform.python_version()}, torch {torch.__version__}, 1 thread,")
+    print(f"best of {options.repeats} runs\n")
+    print("| stage | ms | ns a product | times faster |\n| --- | ---: | ---: | ---: |")
+    for name, time_s in found.items():
+        print(f"| {name} | {1e3 * time_s:.3f} | {1e9 * time_s / n**3:.2f} | {slowest / time_s:.0f} |")
+    if options.out:
+        draw(options.out, found)
+
+
+def draw(path: str, found: dict[str, float]) -> None:
+    """Bars on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(list(found), [1e3 * time_s for time_s in found.values()])
+    axes.set(xscale="log", xlabel="milliseconds")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
