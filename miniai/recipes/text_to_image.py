@@ -25,7 +25,7 @@ from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun
-from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, compute_latents, save_grid, train_unet
+from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
 from miniai.sd.folder import Components, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -86,18 +86,19 @@ def train_text_to_image(
         tokenizer = CLIPTokenizer.train(texts, config.vocab_size, config.window)
         save_clip(out / "clip", train_clip(config, images, captions, tokenizer, clip_run, config.seed), tokenizer)
     if "latents" in stages and not run.latents_path.is_file():
-        text_encoder, tokenizer = run.text_encoder()
-        compute_latents(run.vae(), text_encoder, tokenizer, images, captions, torch_device).save(run.latents_path)
+        keep_texts = not config.train_text
+        made = compute_latents(run.vae(), *run.clip_text(), images, captions, torch_device, keep_texts)
+        made.save(run.latents_path)
     unet_run = stage_run("unet", config.unet_stage.share)
     if "unet" in stages and not unet_run.finished:
-        text_encoder, tokenizer = run.text_encoder()
+        text_encoder, tokenizer = run.clip_text()
         vae, shown = run.vae(), list(prompts) or list(SAMPLE_PROMPTS)
 
-        def paint(unet: UNet2DConditionModel, path: Path) -> None:
-            pipeline = StableDiffusionPipeline(tokenizer, text_encoder, unet, vae, scheduler_config(config))
-            save_grid(path, pipeline, shown, config.seed)
+        def paint(model: TextToImageModel, path: Path) -> None:
+            parts = (tokenizer, model.text_encoder, model.unet, vae)
+            save_grid(path, StableDiffusionPipeline(*parts, scheduler_config(config)), shown, config.seed)
 
-        run.save(train_unet(config, Latents.load(run.latents_path), unet_run, paint), run.unet_path)
+        run.save(train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint), run.unet_path)
     if "unet" in stages:
         write_folder(out / "model", run.components())
         records = [stage.record() for stage in (vae_run, clip_run, unet_run)]
@@ -128,22 +129,20 @@ class _Run:
     def vae(self) -> AutoencoderKL:
         return self._load(AutoencoderKL(self.config.vae), self.vae_path, "vae")
 
-    def unet(self) -> UNet2DConditionModel:
-        return self._load(UNet2DConditionModel(self.config.unet), self.unet_path, "unet")
-
-    def text_encoder(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    def clip_text(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+        """The text encoder as CLIP left it."""
         if not (self.clip_path / "model.safetensors").is_file():
             raise UserError(f"the clip stage is not finished in {self.clip_path.parent}: run it first")
         clip, tokenizer = load_clip(self.clip_path)
-        model = CLIPTextModel(clip.config.text_config)
-        model.text_model = clip.text_model
-        return model.to(self.device).eval(), tokenizer
+        text_encoder = CLIPTextModel(clip.config.text_config)
+        text_encoder.text_model = clip.text_model
+        return text_encoder.to(self.device).eval(), tokenizer
 
     def components(self) -> Components:
-        text_encoder, tokenizer = self.text_encoder()
-        parts: tuple[Any, ...] = (text_encoder, self.unet(), self.vae())
-        text_encoder, unet, vae = (part.half().cpu() for part in parts)
-        return Components(tokenizer, text_encoder, unet, vae, scheduler_config(self.config))
+        text_encoder, tokenizer = self.clip_text()
+        model = TextToImageModel(UNet2DConditionModel(self.config.unet), text_encoder, train_text=False)
+        model, vae = self._load(model, self.unet_path, "unet").half().cpu(), self.vae().half().cpu()
+        return Components(tokenizer, model.text_encoder, model.unet, vae, scheduler_config(self.config))
 
     def _load(self, module: Any, path: Path, stage: str) -> Any:
         if not path.is_file():

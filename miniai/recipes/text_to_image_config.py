@@ -43,7 +43,8 @@ class VAELossConfig:
 @dataclass(frozen=True)
 class TextToImageConfig:
     """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
-    pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022)."""
+    pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
+    lets the text encoder go on learning with the U-Net, else CLIP's is frozen and texts are encoded only once."""
 
     image_size: int
     window: int
@@ -63,6 +64,7 @@ class TextToImageConfig:
     )
     weighting: Weighting = "min_snr_plus_one"
     drop_text: float = 0.1
+    train_text: bool = True
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way
     seed: int = 0
 

@@ -33,13 +33,13 @@ SAMPLE_PROMPTS = (
 
 @dataclass(frozen=True)
 class Latents:
-    """What the U-Net is trained on. Picture i has latents[i] and the captions texts[rows[i, :counts[i]]]."""
+    """What the U-Net is trained on. Picture i has latents[i] and the captions ids[rows[i, :counts[i]]]."""
 
     latents: Float[Tensor, "n c h w"]  # scaled: about unit deviation
     rows: Int[Tensor, "n most"]
     counts: Int[Tensor, " n"]
-    texts: Float[Tensor, "m window d"]  # the text encoder's last hidden states, one for each distinct caption
-    empty: Float[Tensor, "window d"]  # of the empty prompt
+    ids: Int[Tensor, "m window"]  # token ids, one row for each distinct caption, and the empty prompt last
+    texts: Float[Tensor, "k window d"]  # the text encoder's last hidden states of them; none if it is trained too
 
     def save(self, path: str | os.PathLike[str]) -> None:
         write_weights(path, vars(self))
@@ -57,49 +57,65 @@ def compute_latents(
     images: UInt8[Tensor, "n 3 h w"],
     captions: list[list[str]],
     device: torch.device,
+    keep_texts: bool,
 ) -> Latents:
-    """Encode every picture and every distinct caption once; kept in float16, which holds half the bytes."""
+    """Encode every picture once and, with `keep_texts`, every distinct caption; texts are kept in float16."""
     vae, text_encoder = vae.to(device).eval(), text_encoder.to(device).eval()
     table = CaptionTable(captions, tokenizer)
+    ids = torch.cat([table.ids, tokenizer([""])])
     scale = vae.config.scaling_factor
     latents = [vae.encode(to_float(part.to(device))).mode().cpu() * scale for part in images.split(128)]
-    texts = [text_encoder(part.to(device)).last_hidden_state.half().cpu() for part in table.ids.split(512)]
-    empty = text_encoder(tokenizer([""]).to(device)).last_hidden_state[0].half().cpu()
-    return Latents(torch.cat(latents).contiguous(), table.rows, table.counts, torch.cat(texts), empty)
+    shown = ids if keep_texts else ids[:0]
+    texts = [text_encoder(part.to(device)).last_hidden_state.half().cpu() for part in shown.split(512)]
+    return Latents(torch.cat(latents).contiguous(), table.rows, table.counts, ids, torch.cat(texts))
+
+
+class TextToImageModel(nn.Module):
+    """What learns together: the U-Net and, unless it is frozen, the text encoder that it listens to."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, train_text: bool) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder.requires_grad_(train_text)
 
 
 class TextToImageObjective:
-    """The diffusion loss of latents given one of the picture's captions, or, now and then, none."""
+    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt."""
 
     def __init__(self, config: TextToImageConfig, data: Latents, device: torch.device) -> None:
-        self.texts, self.empty = data.texts.to(device), data.empty.to(device)
-        self.drop_text = config.drop_text
+        # Either the captions as ids, for a text encoder that learns, or what a frozen one made of them.
+        self.texts = (data.ids if config.train_text else data.texts).to(device)
+        self.train_text, self.drop_text = config.train_text, config.drop_text
         self.diffusion = DiffusionObjective(NoiseSchedule(config.schedule), config.weighting)
 
     def __call__(
         self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
     ) -> Float[Tensor, ""]:
+        assert isinstance(model, TextToImageModel)
         latents, rows, counts = batch
-        condition = self.texts[choose_captions(rows, counts, generator)]
-        condition = drop_condition(condition, self.empty, self.drop_text, generator).float()
+        chosen = self.texts[choose_captions(rows, counts, generator)]
+        chosen = drop_condition(chosen, self.texts[-1], self.drop_text, generator)
+        condition = model.text_encoder(chosen).last_hidden_state if self.train_text else chosen
         x0 = latents.float().contiguous(memory_format=torch.channels_last)
-        return self.diffusion(model, (x0, condition), generator)
+        return self.diffusion(model.unet, (x0, condition.float()), generator)
 
 
 def train_unet(
     config: TextToImageConfig,
     data: Latents,
+    text_encoder: CLIPTextModel,
     run: StageRun,
-    paint: Callable[[UNet2DConditionModel, Path], None] | None = None,
-) -> UNet2DConditionModel:
-    """Train the U-Net on `data`; `paint(unet, path)` draws its sample grids."""
+    paint: Callable[[TextToImageModel, Path], None] | None = None,
+) -> TextToImageModel:
+    """Train the U-Net, and with `config.train_text` the text encoder, on `data`; `paint` draws the sample grids."""
     with initial_weights(config.seed):
         unet = init_unet(UNet2DConditionModel(config.unet))
+    model = TextToImageModel(unet, text_encoder, config.train_text)
     objective = TextToImageObjective(config, data, run.device)
     pictures = TensorDataset((data.latents, data.rows, data.counts))
-    sample_unet = None if paint is None else lambda path: paint(unet, path)
-    run_stage(run, config.unet_stage, unet, pictures, objective, config.seed, sample=sample_unet)
-    return unet
+    sample = None if paint is None else lambda path: paint(model, path)
+    run_stage(run, config.unet_stage, model, pictures, objective, config.seed, sample=sample)
+    return model
 
 
 def init_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
