@@ -8,6 +8,7 @@ import gzip
 import math
 import struct
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -118,6 +119,18 @@ class Fetch:
         return self.collate_fn([self.dataset[i] for i in indices])
 
 
+AT_WORK: list[Fetch] = []  # in a worker process alone: what it was started with
+
+
+def start_worker(fetch: Fetch) -> None:
+    """The data set is sent once, when a worker starts, and not with every batch."""
+    AT_WORK.append(fetch)
+
+
+def fetch_in_worker(indices: list[int]) -> Any:
+    return AT_WORK[-1](indices)
+
+
 class DataLoader:
     """Batches of `dataset`. With `seed`, shuffled anew for each epoch: call `epoch(i)`; plain iteration is epoch 0."""
 
@@ -151,5 +164,11 @@ class DataLoader:
         if not self.n_workers:
             yield from map(self.fetch, batches(indices, self.batch_size, self.drop_last))
             return
-        with get_context("spawn").Pool(self.n_workers) as pool:
-            yield from pool.imap(self.fetch, batches(indices, self.batch_size, self.drop_last))
+        with get_context("spawn").Pool(self.n_workers, start_worker, (self.fetch,)) as pool:
+            waiting: deque[Any] = deque()
+            for batch in batches(indices, self.batch_size, self.drop_last):
+                waiting.append(pool.apply_async(fetch_in_worker, (batch,)))
+                if len(waiting) > 2 * self.n_workers:  # workers run ahead, but not so far that batches fill the memory
+                    yield waiting.popleft().get()
+            while waiting:
+                yield waiting.popleft().get()

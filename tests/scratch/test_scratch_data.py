@@ -110,6 +110,26 @@ def test_worker_processes_change_nothing_but_who_does_the_work(dataset: ImageDat
     assert labels[0] != labels[1]
 
 
+class Broken:
+    """A data set whose third item cannot be read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, i: int) -> int:
+        if i == 2:
+            raise ValueError("item 2 is damaged")
+        return i
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_an_item_that_cannot_be_read_stops_the_epoch_where_it_stands(n_workers: int) -> None:
+    epoch = iter(DataLoader(Broken(), 2, n_workers=n_workers))
+    assert next(epoch).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="item 2 is damaged"):
+        next(epoch)
+
+
 def test_collation_reaches_into_tuples_and_dicts() -> None:
     batch = collate([{"x": zeros(2), "y": (1, 0.5), "name": "a"}, {"x": zeros(2), "y": (2, 1.5), "name": "b"}])
     assert batch["x"].shape == (2, 2)
