@@ -24,6 +24,14 @@ def test_a_product_of_flat_buffers_equals_pytorchs(name: str, n: int, k: int, m:
 
 
 @pytest.mark.parametrize("name", MATMULS)
+def test_a_large_product_shared_among_threads_is_the_same(name: str) -> None:
+    a, b = draw((101, 100)), draw((100, 103), 1)
+    product = MATMULS[name](array("d", a.flatten().tolist()), array("d", b.flatten().tolist()), 101, 100, 103)
+    assert kernels.LARGE < 101 * 100 * 103
+    torch.testing.assert_close(torch.tensor(list(product), dtype=torch.float64), (a @ b).flatten())
+
+
+@pytest.mark.parametrize("name", MATMULS)
 def test_whole_numbers_stay_whole(name: str) -> None:
     product = MATMULS[name](array("q", [1, 2, 3, 4]), array("q", [5, 6, 7, 8]), 2, 2, 2)
     assert product == array("q", [19, 22, 43, 50])
@@ -35,3 +43,13 @@ def test_a_kernel_leaves_its_arguments_alone(name: str) -> None:
     a, b = array("d", [1, 2]), array("d", [3, 4])
     MATMULS[name](a, b, 1, 2, 1)
     assert (a, b) == (array("d", [1, 2]), array("d", [3, 4]))
+
+
+def test_the_loops_that_are_compiled_are_right_as_they_stand() -> None:
+    a, b = draw((3, 4)), draw((4, 2), 1)
+    product = array("d", bytes(8 * 3 * 2))
+    for start, stop in ((0, 1), (1, 3)):
+        kernels.fill_rows(
+            array("d", a.flatten().tolist()), array("d", b.flatten().tolist()), product, start, stop, 4, 2
+        )
+    torch.testing.assert_close(torch.tensor(list(product), dtype=torch.float64), (a @ b).flatten())
