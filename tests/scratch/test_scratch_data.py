@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from broken_items import Broken
 from hypothesis import given
 from hypothesis import strategies as st
 from scratch_oracle import assert_same, draw, few, ours, seeds
@@ -108,18 +109,6 @@ def test_worker_processes_change_nothing_but_who_does_the_work(dataset: ImageDat
             assert b.tolist() == d.tolist()
     labels = [[label for _, batch in alone.epoch(epoch) for label in batch.tolist()] for epoch in (0, 1)]
     assert labels[0] != labels[1]
-
-
-class Broken:
-    """A data set whose third item cannot be read."""
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, i: int) -> int:
-        if i == 2:
-            raise ValueError("item 2 is damaged")
-        return i
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])
