@@ -211,8 +211,16 @@ def train_text_to_image(
     steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimizer steps of each stage.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     stages: Annotated[
-        str, typer.Option(help="Which stages to run, separated by commas; those before must be finished.")
-    ] = "vae,clip,latents,unet",
+        str | None,
+        typer.Option(
+            help="Which stages to run, separated by commas; those before must be finished.",
+            show_default="vae,clip,latents,unet",
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Model folder to go on from: only its text encoder and U-Net learn.", show_default="nothing"),
+    ] = None,
     size: Annotated[str, typer.Option(help="small (2 CPU cores or one GPU) or tiny (to try the command).")] = "small",
     config: Annotated[
         Path | None,
@@ -232,7 +240,8 @@ def train_text_to_image(
             minutes=minutes,
             steps=steps,
             resume=resume,
-            stages=_words(stages),
+            stages=None if stages is None else _words(stages),
+            init=init,
             size=size,
             config_file=config,
             seed=seed,

@@ -94,12 +94,13 @@ def data_card(data: Path, n_pictures: int) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("# "))
 
 
-def commands(data: Path, minutes: float | None, steps: int | None) -> list[str]:
+def commands(data: Path, minutes: float | None, steps: int | None, init: Path | None = None) -> list[str]:
     """What to type to train the model again; for an emoji set, how to build that too."""
     record, lines = data / "emoji.json", []
     if record.is_file():
         built = json.loads(record.read_text())
         chosen = f" --groups {','.join(built['groups'])}" if built.get("groups") else ""
         lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
+    start = "" if init is None else f" --init {init}"
     budget = f"--minutes {minutes:.0f}" if steps is None else f"--steps {steps}"
-    return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image {budget}"]
+    return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image{start} {budget}"]

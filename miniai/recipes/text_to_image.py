@@ -18,6 +18,7 @@ from miniai.base.device import pick_device
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.weights import load_weights, read_weights, write_weights
+from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
@@ -27,10 +28,10 @@ from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
-from miniai.sd.folder import Components, write_folder
+from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
-from miniai.train.captions import CaptionedFolder, load_images, read_captioned_folder
+from miniai.train.captions import load_images, read_captioned_folder
 
 STAGES = ("vae", "clip", "latents", "unet")
 
@@ -42,7 +43,8 @@ def train_text_to_image(
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = False,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
+    init: Path | None = None,
     size: str = "small",
     config_file: Path | None = None,
     seed: int | None = None,
@@ -52,35 +54,43 @@ def train_text_to_image(
 ) -> Path:
     """Train a text-to-image model on the captioned pictures in `data` and return the model folder, `out/model`.
 
-    - minutes: of training in all, shared among the stages as the config says; or steps: optimizer steps of each stage.
+    - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage.
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
-    - stages: which of `STAGES` to run; those before must have been finished.
+    - stages: which of `STAGES` to run (None: all); those before must have been finished.
+    - init: a model folder to start from instead of from nothing: its VAE and tokenizer are kept as they are, its text
+      encoder and U-Net go on learning from `data`.
     - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
     - prompts: what the sample grids show.
 
     Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
     """
-    stages = _checked_stages(stages)
+    stages = _checked_stages(stages if stages is not None else STAGES if init is None else ("latents", "unet"))
     if (minutes is None) == (steps is None):
         raise UserError("give either the minutes to train or the steps of each stage")
     config = _config(out, resume, size, config_file, seed)
     torch_device = pick_device(device)
+    start = None if init is None else read_folder(init, torch.float32, torch_device)
+    if start is not None:
+        config = _config_of(start, config)
     folder = read_captioned_folder(data)
-    run = _Run(config, folder, out, torch_device)
+    run = _Run(config, out, torch_device, start)
     write_json(out / "config.json", config_to_dict(config))
     images = load_images(folder.train, config.image_size)
     captions = [list(item.captions) for item in folder.train]
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
 
-    def stage_run(name: str, share: float) -> StageRun:
-        budget = None if minutes is None else minutes * share
+    shares = {"vae": config.vae_stage.share, "clip": config.clip_stage.share, "unet": config.unet_stage.share}
+
+    def stage_run(name: str) -> StageRun:
+        of_all = sum(share for stage, share in shares.items() if stage in stages)
+        budget = None if minutes is None or name not in stages else minutes * shares[name] / of_all
         return StageRun(name, out / "stages" / name, torch_device, budget, steps, sample_minutes)
 
-    vae_run = stage_run("vae", config.vae_stage.share)
+    vae_run = stage_run("vae")
     if "vae" in stages and not vae_run.finished:
         run.save(vae := train_vae(config, images, vae_run), run.vae_path)
         del vae
-    clip_run = stage_run("clip", config.clip_stage.share)
+    clip_run = stage_run("clip")
     if "clip" in stages and not clip_run.finished:
         texts = (text for of_picture in captions for text in of_picture)
         tokenizer = CLIPTokenizer.train(texts, config.vocab_size, config.window)
@@ -89,7 +99,7 @@ def train_text_to_image(
         keep_texts = not config.train_text
         made = compute_latents(run.vae(), *run.clip_text(), images, captions, torch_device, keep_texts)
         made.save(run.latents_path)
-    unet_run = stage_run("unet", config.unet_stage.share)
+    unet_run = stage_run("unet")
     if "unet" in stages and not unet_run.finished:
         text_encoder, tokenizer = run.clip_text()
         vae, shown = run.vae(), list(prompts) or list(SAMPLE_PROMPTS)
@@ -98,13 +108,15 @@ def train_text_to_image(
             parts = (tokenizer, model.text_encoder, model.unet, vae)
             save_grid(path, StableDiffusionPipeline(*parts, scheduler_config(config)), shown, config.seed)
 
-        run.save(train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint), run.unet_path)
+        unet = None if start is None else start.unet
+        model = train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint, unet)
+        run.save(model, run.unet_path)
     if "unet" in stages:
         write_folder(out / "model", run.components())
-        records = [stage.record() for stage in (vae_run, clip_run, unet_run)]
+        records = [stage.record() for stage in (vae_run, clip_run, unet_run) if stage.finished]
         total = sum(record["minutes"] for record in records)
         card = data_card(data, len(images))
-        write_model_card(out / "model", config, card, records, commands(data, total, steps))
+        write_model_card(out / "model", config, card, records, commands(data, total, steps, init))
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
 
@@ -112,8 +124,8 @@ def train_text_to_image(
 class _Run:
     """Where the stages' results lie, and how to have them back."""
 
-    def __init__(self, config: TextToImageConfig, data: CaptionedFolder, out: Path, device: torch.device) -> None:
-        self.config, self.data, self.device = config, data, device
+    def __init__(self, config: TextToImageConfig, out: Path, device: torch.device, start: Components | None) -> None:
+        self.config, self.device, self.start = config, device, start
         self.clip_path = out / "clip"
         self.vae_path = out / "stages" / "vae" / "vae.safetensors"
         self.unet_path = out / "stages" / "unet" / "unet.safetensors"
@@ -127,10 +139,14 @@ class _Run:
         write_weights(path, module.state_dict())
 
     def vae(self) -> AutoencoderKL:
+        if self.start is not None:
+            return self.start.vae
         return self._load(AutoencoderKL(self.config.vae), self.vae_path, "vae")
 
     def clip_text(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
-        """The text encoder as CLIP left it."""
+        """The text encoder as CLIP left it, or as the model to start from has it; and the tokenizer."""
+        if self.start is not None:
+            return self.start.text_encoder, self.start.tokenizer
         if not (self.clip_path / "model.safetensors").is_file():
             raise UserError(f"the clip stage is not finished in {self.clip_path.parent}: run it first")
         clip, tokenizer = load_clip(self.clip_path)
@@ -149,6 +165,23 @@ class _Run:
             raise UserError(f"the {stage} stage is not finished: there is no {path}; run it first")
         load_weights(module, read_weights(path), str(path))
         return module.to(self.device).eval()
+
+
+def _config_of(start: Components, config: TextToImageConfig) -> TextToImageConfig:
+    """`config` with the shapes and the noise schedule of a model that exists."""
+    vae, unet = start.vae.config, start.unet.config
+    sampler = sampler_from_file(start.scheduler_config, SCHEDULER)
+    return replace(
+        config,
+        image_size=unet.sample_size * vae.factor,
+        window=start.tokenizer.model_max_length,
+        vocab_size=len(start.tokenizer),
+        vae=vae,
+        text=start.text_encoder.config,
+        vision=replace(config.vision, image_size=unet.sample_size * vae.factor),
+        unet=unet,
+        schedule=schedule_config(start.scheduler_config, sampler, SCHEDULER),
+    )
 
 
 def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:

@@ -106,11 +106,14 @@ def train_unet(
     text_encoder: CLIPTextModel,
     run: StageRun,
     paint: Callable[[TextToImageModel, Path], None] | None = None,
+    unet: UNet2DConditionModel | None = None,
 ) -> TextToImageModel:
-    """Train the U-Net, and with `config.train_text` the text encoder, on `data`; `paint` draws the sample grids."""
-    with initial_weights(config.seed):
-        unet = init_unet(UNet2DConditionModel(config.unet))
-    model = TextToImageModel(unet, text_encoder, config.train_text)
+    """Train the U-Net (a new one, or the one given) and with `config.train_text` the text encoder on `data`; `paint`
+    draws the sample grids."""
+    if unet is None:
+        with initial_weights(config.seed):
+            unet = init_unet(UNet2DConditionModel(config.unet))
+    model = TextToImageModel(unet.requires_grad_(True), text_encoder, config.train_text)
     objective = TextToImageObjective(config, data, run.device)
     pictures = TensorDataset((data.latents, data.rows, data.counts))
     sample = None if paint is None else lambda path: paint(model, path)
