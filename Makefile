@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,data]'
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 generate: $(VENV)/.installed
