@@ -69,7 +69,8 @@ def run_stage(
     """
     channels_last(model)
     model.to(run.device)
-    ema, recorder = EMA(config.ema, every=4), Recorder(run.folder / "log.jsonl", every=20)
+    few_steps = run.steps is not None and run.steps < 100  # then each must count in the average
+    ema, recorder = EMA(config.ema, every=1 if few_steps else 4), Recorder(run.folder / "log.jsonl", every=20)
     budget, interrupt = Budget(run.minutes, run.steps), Interrupt()
 
     def paint(learner: Learner) -> None:
