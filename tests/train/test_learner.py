@@ -1,12 +1,9 @@
 """The loop: its events, its order, its three ways to stop early, and its two kinds of error."""
 
-from multiprocessing.context import ForkServerContext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_training import measure_the_loop
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
@@ -312,12 +309,3 @@ def test_a_subclass_can_change_a_step_of_the_algorithm() -> None:
 )
 def test_the_size_of_a_batch_is_that_of_its_first_tensor(batch: Any, expected: int) -> None:
     assert batch_size_of(batch) == expected
-
-
-def test_the_loop_with_its_usual_callbacks_costs_under_a_millisecond_a_step(
-    tmp_path: Path, processes: ForkServerContext
-) -> None:
-    process = processes.Process(target=measure_the_loop, args=(str(tmp_path),))  # without the tests' type checks
-    process.start()
-    process.join(60)
-    assert float((tmp_path / "seconds").read_text()) < 1e-3
