@@ -71,7 +71,9 @@ def test_make_generate_paints_with_the_network_shut(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     out = tmp_path / "cat.png"
     venv = Path(sys.prefix)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PROMPT": PROMPTS[0]}
+    # These tests may themselves run under make, whose flags must not reach this one.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+    environment = plain | {"PYTHONPATH": str(tmp_path), "PROMPT": PROMPTS[0]}
     # -o: the environment that runs this test is installed already, however it was made
     arguments = ["make", "generate", f"VENV={venv}", "-o", f"{venv}/.installed", f"OUT={out}", "ARGS=--seed 1"]
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
