@@ -125,7 +125,7 @@ SMALL = TextToImageConfig(
     ),
     vae_stage=StageConfig(share=0.20, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
     clip_stage=StageConfig(share=0.16, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
-    unet_stage=StageConfig(share=0.64, batch_size=64, learning_rate=6e-4, ema=0.999),
+    unet_stage=StageConfig(share=0.64, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4),
 )
 
 TINY = replace(
