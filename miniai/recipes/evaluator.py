@@ -7,7 +7,7 @@ pictures are new to it.
 import hashlib
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from miniai.base.files import read_json, write_json
 from miniai.nn.clip import CLIPModel, CLIPTextModel
 from miniai.recipes.clip_stage import image_features, text_features, train_clip
 from miniai.recipes.text_to_image import load_clip, save_clip
-from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
+from miniai.recipes.text_to_image_config import SIZES
 from miniai.recipes.training import StageRun
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import CaptionedFolder, load_images
@@ -28,15 +28,6 @@ from miniai.train.captions import CaptionedFolder, load_images
 SHIPPED = Path(__file__).parent.parent / "models" / "evaluator"
 SEED = 1_000_003  # of no training that starts from a small seed
 RECORD = "evaluator.json"
-# Larger patches and smaller batches than the painter's own CLIP: several times the steps in the same minutes.
-SIZES: dict[str, TextToImageConfig] = {
-    "small": replace(
-        SMALL,
-        vision=replace(SMALL.vision, patch_size=16),
-        clip_stage=replace(SMALL.clip_stage, batch_size=64, learning_rate=7e-4, ema=0.995),
-    ),
-    "tiny": TINY,
-}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ SMALL = TextToImageConfig(
         num_hidden_layers=6,
         num_attention_heads=3,
         image_size=64,
-        patch_size=8,
+        patch_size=16,
         projection_dim=192,
     ),
     unet=UNetConfig(
@@ -124,7 +124,7 @@ SMALL = TextToImageConfig(
         use_linear_projection=True,
     ),
     vae_stage=StageConfig(share=0.20, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
-    clip_stage=StageConfig(share=0.16, batch_size=192, learning_rate=1e-3, weight_decay=0.1, ema=0.99, warmup=0.05),
+    clip_stage=StageConfig(share=0.16, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
     unet_stage=StageConfig(share=0.64, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4),
 )
 
@@ -148,6 +148,7 @@ TINY = replace(
         intermediate_size=64,
         num_hidden_layers=2,
         image_size=16,
+        patch_size=8,
         projection_dim=16,
         num_attention_heads=4,
     ),
