@@ -24,13 +24,14 @@ class DiffusionObjective:
     - schedule: the training noise; its `config.prediction_type` says what the network predicts.
     - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, and "min_snr_plus_one" the
       same with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
-    - timesteps, stratified: see `draw_timesteps`.
+    - timesteps, timestep_shift, stratified: see `draw_timesteps`.
     """
 
     schedule: NoiseSchedule
     weighting: Weighting = "none"
     gamma: float = 5.0
     timesteps: TimestepSampling = "uniform"
+    timestep_shift: int | float = 1.0
     stratified: bool = True
 
     def __call__(
@@ -41,7 +42,12 @@ class DiffusionObjective:
     ) -> Float[Tensor, ""]:
         x0, condition = batch
         t = draw_timesteps(
-            len(x0), self.schedule.n_timesteps, generator, distribution=self.timesteps, stratified=self.stratified
+            len(x0),
+            self.schedule.n_timesteps,
+            generator,
+            distribution=self.timesteps,
+            shift=self.timestep_shift,
+            stratified=self.stratified,
         )
         return diffusion_loss(
             network,
@@ -117,21 +123,28 @@ def draw_timesteps(
     generator: torch.Generator,
     *,
     distribution: TimestepSampling = "uniform",
+    shift: int | float = 1.0,
     stratified: bool = False,
 ) -> Int[Tensor, " n"]:
     """`n` timesteps in [0, n_timesteps).
 
     - distribution: "uniform", or "logit_normal", which favours the middle: Esser et al. 2024, eq. 19, with mean 0 and
       deviation 1.
+    - shift: above 1 it moves the draws towards high noise, where text decides what there will be, below 1 towards low:
+      the quantile u of time becomes shift * u / (1 + (shift - 1) * u), Esser et al. 2024, eq. 23.
     - stratified: the batch covers the levels evenly, one draw in each n-th part of the distribution, in random order:
       the same expected loss with less variance (in the spirit of Kingma et al. 2021, appendix I.1).
     """
+    if not (shift > 0 and math.isfinite(shift)):
+        raise ValueError(f"a shift of timesteps is above 0, and {shift} is not")
     place = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     if stratified:
         order = torch.randperm(n, generator=generator, device=generator.device)
         place = (order + place) / n
     if distribution == "logit_normal":
         place = torch.sigmoid(torch.special.ndtri(place.clamp(1e-12, 1 - 1e-12)))
+    if shift != 1:
+        place = shift * place / (1 + (shift - 1) * place)
     return (place * n_timesteps).long().clamp(max=n_timesteps - 1)
 
 

@@ -44,7 +44,8 @@ class VAELossConfig:
 class TextToImageConfig:
     """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
-    lets the text encoder go on learning with the U-Net, else CLIP's is frozen and texts are encoded only once."""
+    lets the text encoder go on learning with the U-Net, else CLIP's is frozen and texts are encoded only once;
+    `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`."""
 
     image_size: int
     window: int
@@ -63,6 +64,7 @@ class TextToImageConfig:
         )
     )
     weighting: Weighting = "min_snr_plus_one"
+    timestep_shift: float = 2.5
     drop_text: float = 0.1
     train_text: bool = True
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way

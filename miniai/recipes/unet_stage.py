@@ -86,7 +86,9 @@ class TextToImageObjective:
         # Either the captions as ids, for a text encoder that learns, or what a frozen one made of them.
         self.texts = (data.ids if config.train_text else data.texts).to(device)
         self.train_text, self.drop_text = config.train_text, config.drop_text
-        self.diffusion = DiffusionObjective(NoiseSchedule(config.schedule), config.weighting)
+        self.diffusion = DiffusionObjective(
+            NoiseSchedule(config.schedule), config.weighting, timestep_shift=config.timestep_shift
+        )
 
     def __call__(
         self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator

@@ -167,6 +167,17 @@ def test_timesteps_follow_their_distribution(distribution: str, stratified: bool
     assert stats.kstest(values, known.cdf).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("shift", [0.5, 2.5])
+def test_a_shift_moves_timesteps_as_sd3_moves_its_times(shift: float) -> None:
+    generator = make_generator(11)
+    drawn = torch.cat([draw_timesteps(64, 1000, generator, shift=shift, stratified=True) for _ in range(100)])
+    for t in (0.2, 0.5, 0.8):
+        below = (drawn < 1000 * t).double().mean()
+        assert below == pytest.approx(t / (shift - (shift - 1) * t), abs=0.01)  # the inverse of eq. 23
+    with pytest.raises(ValueError, match="above 0"):
+        draw_timesteps(4, 1000, generator, shift=0)
+
+
 def test_each_place_in_a_stratified_batch_is_itself_uniform() -> None:
     generator = make_generator(4)
     first = [draw_timesteps(8, 1000, generator, stratified=True)[0].item() for _ in range(2000)]
