@@ -1,35 +1,107 @@
-"""Curves as PNG files."""
+"""Plots as PNG: in a file, and inline in a notebook."""
 
+import io
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from miniai.base.files import atomic_file
 
+Line = tuple[Sequence[int | float], Sequence[int | float]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A finished plot: the bytes of its PNG. As the last value of a notebook's cell it shows itself."""
+
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
 
 def curves(
-    path: str | os.PathLike[str],
-    lines: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
+    path: str | os.PathLike[str] | None,
+    lines: Mapping[str, Line],
     xlabel: str,
     ylabel: str,
     log_y: bool = False,
-) -> None:
-    """Draw each named line `(xs, ys)` into one PNG at `path`, with a legend if there are several."""
+    log_x: bool = False,
+) -> Plot:
+    """Draw each named line `(xs, ys)` into one PNG at `path` (None: no file), with a legend if there are several."""
+    figure = _figure(8, 4.5)
+    axes = figure.add_subplot()
+    _draw_lines(axes, lines, xlabel, ylabel)
+    axes.set_yscale("log" if log_y else "linear")
+    axes.set_xscale("log" if log_x else "linear")
+    return _finish(figure, path)
+
+
+def curve_panels(
+    path: str | os.PathLike[str] | None, panels: Mapping[str, Mapping[str, Line]], xlabel: str, n_columns: int = 2
+) -> Plot:
+    """Several `curves` side by side in one PNG, each under its title; the legend stands in the first."""
+    figure, places = _panels(len(panels), n_columns)
+    for index, (axes, (title, lines)) in enumerate(zip(places, panels.items(), strict=True)):
+        _draw_lines(axes, lines, xlabel, title, legend=index == 0)
+    return _finish(figure, path)
+
+
+def heatmaps(
+    path: str | os.PathLike[str] | None,
+    pictures: Mapping[str, Float[Tensor, "rows columns"]],
+    xlabel: str,
+    ylabel: str,
+    n_columns: int = 2,
+) -> Plot:
+    """Draw each named table of numbers as colours, row 0 at the bottom, into one PNG at `path` (None: no file)."""
+    figure, places = _panels(len(pictures), n_columns)
+    for axes, (title, picture) in zip(places, pictures.items(), strict=True):
+        axes.imshow(picture.detach().float().cpu().numpy(), origin="lower", aspect="auto", interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+    return _finish(figure, path)
+
+
+def _figure(width: int | float, height: int | float) -> Any:
     # Imported here: matplotlib takes half a second, and painting a prompt needs none of it. `Figure` on its own, unlike
     # pyplot, needs no display and keeps no global list of figures.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _panels(n: int, n_columns: int) -> tuple[Any, list[Any]]:
+    if n < 1:
+        raise ValueError("there is nothing to plot yet")
+    n_columns = min(n, n_columns)
+    n_rows = math.ceil(n / n_columns)
+    figure = _figure(5 * n_columns, 3 * n_rows)
+    return figure, [figure.add_subplot(n_rows, n_columns, index + 1) for index in range(n)]
+
+
+def _draw_lines(axes: Any, lines: Mapping[str, Line], xlabel: str, ylabel: str, legend: bool = True) -> None:
     for name, (xs, ys) in lines.items():
         axes.plot(list(xs), list(ys), label=name, linewidth=1.2)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    if log_y:
-        axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    if len(lines) > 1:
+    if legend and len(lines) > 1:
         axes.legend()
-    with atomic_file(path) as file:
-        canvas.print_png(file)
+
+
+def _finish(figure: Any, path: str | os.PathLike[str] | None) -> Plot:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    if path is not None:
+        with atomic_file(path) as file:
+            file.write(buffer.getvalue())
+    return Plot(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The small callbacks: device, precision, gradient clipping, and something done every so often."""
+"""The small callbacks: device, precision, gradient clipping, a single batch, and something done every so often."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Callback, CancelFitException, Learner
 
 
 class Device(Callback):
@@ -73,6 +73,26 @@ class GradientClip(Callback):
     def after_backward(self, learner: Learner) -> None:
         norm = torch.nn.utils.clip_grad_norm_(learner.model.parameters(), self.max_norm)
         learner.scalars["gradient_norm"] = norm.detach()
+
+
+class SingleBatch(Callback):
+    """Stops the fit after its first batch: does everything run at all?
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> data = Loader(torch.randn(64, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[SingleBatch()])
+    >>> learner.fit(10)
+    >>> learner.step, learner.stop_reason
+    (1, 'one batch is done')
+    """
+
+    order = 100
+
+    def after_batch(self, learner: Learner) -> None:
+        if learner.training:
+            raise CancelFitException("one batch is done")
 
 
 class Every(Callback):

@@ -56,6 +56,10 @@ class Callback:
     | 100 | Budget, Interrupt | they stop the fit when everyone has seen the batch |
 
     A callback with `state_dict()` and `load_state_dict(state)` is part of every checkpoint.
+
+    A callback may also do a part of the algorithm itself, by a method called `objective` (returns what an Objective
+    does), `backward`, `optimizer_step` or `zero_grad`, each with the learner as its argument: loss scaling and
+    distribution take this way, and `TrainCB`. If several do, the last in order has its way.
     """
 
     order: int = 0
@@ -98,14 +102,16 @@ class Learner:
     State, all of it counting what is done: `step` (optimizer steps), `epoch`, `batch_index` (batches of this epoch;
     while a batch is under way that is its own index). Of the batch: `batch`, `loss`, `outputs`, `scalars` (detached,
     still on the device), `training`. Of the last validation: `valid_scalars` (means over its items). `stop_reason` is
-    the text of the CancelFitException that ended the last fit, or None.
+    the text of the CancelFitException that ended the last fit, or None. `wrapped` is what the objective calls in place
+    of `model`, where a callback has put something around it (DDP); None as a rule. `objective` may be None where a
+    callback does its part.
     """
 
     def __init__(
         self,
         model: nn.Module,
         train: Loader,
-        objective: Objective,
+        objective: Objective | None,
         optimizer: torch.optim.Optimizer,
         *,
         valid: Loader | None = None,
@@ -125,6 +131,7 @@ class Learner:
         self.scalars: dict[str, Tensor] = {}
         self.valid_scalars: dict[str, float] = {}
         self.stop_reason: str | None = None
+        self.wrapped: nn.Module | None = None
         self._valid_index = 0
 
     def fit(self, n_epochs: int | None = None) -> None:
@@ -187,21 +194,21 @@ class Learner:
         with ExitStack() as contexts:
             for callback in self.callbacks:
                 contexts.enter_context(callback.around_forward(self))
-            found = self.objective(self.model, self.batch, self.generator())
+            found = self.perform("objective", self._own_objective)
         self.outputs = dict(found) if isinstance(found, Mapping) else {"loss": found}
         self.loss = self.outputs["loss"]
         self.scalars = {name: value.detach() for name, value in self.outputs.items() if value.numel() == 1}
 
     def backward(self) -> None:
-        self.loss.backward()
+        self.perform("backward", self.loss.backward)
         self.loss = self.loss.detach()  # lets go of the graph
 
     def optimizer_step(self) -> None:
-        self.optimizer.step()
+        self.perform("optimizer_step", self.optimizer.step)
         self.step += 1
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
+        self.perform("zero_grad", self.optimizer.zero_grad)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -239,12 +246,32 @@ class Learner:
     def event(self, name: str) -> None:
         """Call method `name` of every callback, in order."""
         for callback in self.callbacks:
-            try:
-                getattr(callback, name)(self)
-            except (CancelBatchException, CancelEpochException, CancelFitException, UserError):
-                raise
-            except Exception as error:
-                raise _named(callback, name, error) from error
+            self._call(callback, name)
+
+    def perform(self, action: str, own: Callable[[], Any]) -> Any:
+        """Let the last callback that has a method `action` do it, or else call `own`; returns what that returned."""
+        for callback in reversed(self.callbacks):
+            if callable(getattr(callback, action, None)):
+                return self._call(callback, action)
+        return own()
+
+    def _call(self, callback: Callback, name: str) -> Any:
+        try:
+            return getattr(callback, name)(self)
+        except (CancelBatchException, CancelEpochException, CancelFitException, UserError):
+            raise
+        except Exception as error:
+            raise _named(callback, name, error) from error
+
+    @property
+    def network(self) -> nn.Module:
+        """The model as the objective calls it: inside `wrapped`, if a callback has set that."""
+        return self.model if self.wrapped is None else self.wrapped
+
+    def _own_objective(self) -> Any:
+        if self.objective is None:
+            raise ValueError("this Learner has no objective: give it one, or a TrainCB")
+        return self.objective(self.network, self.batch, self.generator())
 
     @contextmanager
     def _randomness(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from miniai.base.errors import UserError
-from miniai.base.plots import curves
+from miniai.base.plots import Plot, curves
 from miniai.train.learner import Callback, Learner, batch_size_of
 from miniai.train.schedule import find_budget, fraction_done
 
@@ -89,10 +90,28 @@ class Recorder(Callback):
                 raise UserError(f"cannot write the log {self.path}: {error.strerror}") from error
             self._n_bytes += len(line)
 
-    def plot(self, path: str | os.PathLike[str], names: Sequence[str] = ("loss", "loss_smooth", "valid_loss")) -> None:
-        """Draw the named series that there are, over steps, into a PNG."""
-        lines = {name: self.history[name] for name in names if name in self.history}
-        curves(path, lines, xlabel="step", ylabel=names[0])
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        names: Sequence[str] = ("loss", "loss_smooth", "valid_loss"),
+        skip: int = 0,
+        log_y: bool = False,
+    ) -> Plot:
+        """Draw the named series that there are, over steps, into a PNG, and inline in a notebook.
+
+        The steps up to `skip` are left out: the first losses are often so high that nothing else can be seen.
+        """
+        lines = {}
+        for name in names:
+            steps, values = self.history.get(name, ([], []))
+            first = bisect_right(steps, skip)
+            if steps[first:]:
+                lines[name] = (steps[first:], values[first:])
+        return curves(path, lines, xlabel="step", ylabel=names[0], log_y=log_y)
+
+    def plot_rates(self, path: str | os.PathLike[str] | None = None) -> Plot:
+        """Draw the learning rate over steps."""
+        return self.plot(path, ("lr",))
 
     def state_dict(self) -> dict[str, Any]:
         if self._file is not None:

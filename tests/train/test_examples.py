@@ -1,0 +1,42 @@
+"""Every example in the docstrings of `train/`, `nn/`, `diffusion/` and `evaluate/` runs and says what it says."""
+
+import doctest
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import miniai
+
+ROOT = Path(miniai.__file__).parent
+MODULES = [
+    ".".join(["miniai", *path.relative_to(ROOT).with_suffix("").parts])
+    for room in ("train", "nn", "diffusion", "evaluate")
+    for path in sorted((ROOT / room).glob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+def examples(module: ModuleType) -> list[doctest.DocTest]:
+    return [one for one in doctest.DocTestFinder().find(module, extraglobs={"torch": torch}) if one.examples]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run_and_print_what_they_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what an example writes
+    found = examples(importlib.import_module(name))
+    assert found, f"{name} has examples that doctest does not find"
+    for example in found:
+        torch.manual_seed(0)
+        report: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+        runner.run(example, out=report.append)
+        assert runner.failures == 0, "".join(report)
+
+
+def test_the_examples_were_found() -> None:
+    assert "miniai.train.lr_find" in MODULES
