@@ -32,7 +32,8 @@ UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 
-PIPELINE_CLASS = "StableDiffusionPipeline"
+PIPELINE_CLASS, INPAINT_CLASS = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+PIPELINE_CLASSES = (PIPELINE_CLASS, INPAINT_CLASS, "StableDiffusionImg2ImgPipeline")
 # Part -> the classes that miniai can stand in for. Any scheduler will do: only its noise schedule is read.
 PART_CLASSES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -96,7 +97,7 @@ def write_folder(folder: str | os.PathLike[str], components: Components) -> None
     _write_module(folder, UNET_WEIGHTS, components.unet, _class_note("UNet2DConditionModel"))
     _write_module(folder, VAE_WEIGHTS, components.vae, _class_note("AutoencoderKL"))
     write_json(folder / SCHEDULER, components.scheduler_config)
-    write_json(folder / INDEX, _index(components.scheduler_config))
+    write_json(folder / INDEX, _index(components))
 
 
 def _check_index(folder: Path) -> None:
@@ -108,7 +109,7 @@ def _check_index(folder: Path) -> None:
         raise UserError(f"{folder} has no {INDEX}: it is not a model folder in the Diffusers layout, or not complete")
     index = _read_object(folder / INDEX)
     found = index.get("_class_name")
-    if found != PIPELINE_CLASS:
+    if found not in PIPELINE_CLASSES:
         raise UserError(f"{folder / INDEX} says {found}: miniai runs models of class {PIPELINE_CLASS}")
     for part, classes in PART_CLASSES.items():
         entry = index.get(part)
@@ -168,7 +169,7 @@ def _check_fit(folder: Path, parts: Components) -> None:
     """Each part may be whole by itself and still not belong to the others."""
     text, unet, vae = parts.text_encoder.config, parts.unet.config, parts.vae.config
     n_tokens, window = len(parts.tokenizer), parts.tokenizer.model_max_length
-    channels = (unet.in_channels, unet.out_channels)
+    channels, latent = (unet.in_channels, unet.out_channels), vae.latent_channels
     claims = [
         (n_tokens <= text.vocab_size, f"the tokenizer has {n_tokens} tokens, the text encoder {text.vocab_size}"),
         (
@@ -180,8 +181,8 @@ def _check_fit(folder: Path, parts: Components) -> None:
             f"the unet reads text of width {unet.cross_attention_dim}, the text encoder writes {text.hidden_size}",
         ),
         (
-            channels == (vae.latent_channels, vae.latent_channels),
-            f"the unet has {channels[0]} channels in and {channels[1]} out, the vae's latents {vae.latent_channels}",
+            channels in ((latent, latent), (2 * latent + 1, latent)),  # the second: inpainting models
+            f"the unet has {channels[0]} channels in and {channels[1]} out, the vae's latents {latent}",
         ),
     ]
     for holds, how in claims:
@@ -198,13 +199,14 @@ def _class_note(name: str) -> dict[str, Any]:
     return {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
 
 
-def _index(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-    return _class_note(PIPELINE_CLASS) | {
+def _index(parts: Components) -> dict[str, Any]:
+    inpaints = parts.unet.config.in_channels > parts.vae.config.latent_channels
+    return _class_note(INPAINT_CLASS if inpaints else PIPELINE_CLASS) | {
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", scheduler_config.get("_class_name", "DDIMScheduler")],
+        "scheduler": ["diffusers", parts.scheduler_config.get("_class_name", "DDIMScheduler")],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -3,7 +3,6 @@ latents through the decoder (Rombach et al. 2022)."""
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,9 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from miniai.base.errors import UserError, UserNotice
+from miniai.base.errors import UserError
 from miniai.base.images import to_pil
-from miniai.base.seeds import randn
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
@@ -26,6 +24,9 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
+from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
+from miniai.sd.prompts import PromptReader
+from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
 
 OutputType = Literal["pil", "pt", "np", "latent"]
@@ -95,7 +96,7 @@ class StableDiffusionPipeline:
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -107,74 +108,94 @@ class StableDiffusionPipeline:
         num_images_per_prompt: int = 1,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
+        *,
+        image: ImageInput | None = None,
+        strength: int | float | None = None,
+        mask_image: ImageInput | None = None,
+        guidance_rescale: int | float = 0.0,
+        eta: int | float = 0.0,
+        prompt_embeds: Float[Tensor, "p n d"] | None = None,
+        negative_prompt_embeds: Float[Tensor, "p n d"] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionOutput:
         """Paint `num_images_per_prompt` pictures of each prompt.
 
         - negative_prompt: what the pictures should not be; one for all prompts, or one each. None is the empty text.
-        - height, width: in pixels, multiples of `vae.config.factor`; None is the size that the model was trained on.
+        - height, width: in pixels, multiples of `vae.config.factor`; None is the size of `image`, or without one the
+          size that the model was trained on.
         - guidance_scale: how strongly the prompt rules; 1 or less paints without guidance, in half the time.
+        - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast, see `rescale_guided`.
         - sampler: a name that `find_sampler` knows; None is the one that the model's scheduler_config.json names.
+        - eta: how much fresh noise DDIM takes at each step, 0 to 1; other samplers pass it over.
         - generator: one per picture, or one that all pictures draw from in turn; on the CPU. None draws a fresh seed.
         - latents: the start noise, of unit variance, (n_images, c, h / factor, w / factor), instead of the generators'.
+        - image: one picture to start from, or one for each prompt or picture, see `ImageInput`; or their latents.
+        - strength: 0 to 1, the share of the steps that is taken, from a picture with as much noise as belongs there.
+          None is 0.8; with a mask 1, which starts from noise alone.
+        - mask_image: white where something new is painted, black where the picture stays; as large as `image`.
+        - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
+        - clip_skip: see `PromptReader`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and raise `StopSampling` to end early.
 
         Raises UserError for a request that cannot be met. A prompt that is too long is cut, with a UserNotice.
         """
-        # 1. What is asked for: as many prompts, negative prompts and generators as there will be pictures
-        prompts, negatives = self.pair_prompts(prompt, negative_prompt, num_images_per_prompt)
-        shape = self.latent_shape(len(prompts), height, width)
-        generators = spread_generators(generator, len(prompts))
+        # 1. The text, as one vector per token: for each picture what it should be, and what it should not
+        scale = guidance_strength(guidance_scale)
+        check_shares(guidance_rescale=guidance_rescale, eta=eta)
+        check_tensor_names(callback_on_step_end_tensor_inputs)
+        reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip)
+        texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
+        condition, unconditional = (self.for_each_picture(text, num_images_per_prompt) for text in texts)
 
-        # 2. The text, as one vector per token
-        condition, unconditional = self.encode_text(prompts + negatives).chunk(2)
+        # 2. A picture to start from, if there is one; the size; and a generator for each picture
+        vae, n_images = self.vae.config, len(condition)
+        source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels)
+        shape = self.latent_shape(n_images, *(source.size if source else (height, width)))
+        generators = spread_generators(generator, n_images)
 
         # 3. The noise levels that the sampler will visit
         method = sampler_from_file(self.scheduler_config, SCHEDULER) if sampler is None else find_sampler(sampler)
         schedule = NoiseSchedule(schedule_config(self.scheduler_config, method, SCHEDULER))
         ladder = method.ladder(schedule, num_inference_steps)
+        n_skipped = skipped_steps(num_inference_steps, strength, source.mask is not None) if source else 0
+        ladder = ladder.after(n_skipped) if n_skipped else ladder
 
-        # 4. The noise to start from
-        start_noise = self.start_noise(shape, generators, latents)
+        # 4. The noise to start from, and the picture's latents
+        start = make_start(
+            *(self.vae, self.unet, source, shape, generators, latents),
+            n_each=num_images_per_prompt,
+            noise_alone=n_skipped == 0,
+        )
 
-        # 5. A denoiser from the U-Net, and from that a denoiser that follows the prompt
-        denoiser = NetworkDenoiser(self.unet, schedule, ladder, self.dtype)
-        prompted = guided(denoiser, condition, unconditional, guidance_strength(guidance_scale))
+        # 5. A denoiser from the U-Net; from that one that follows the prompt, and leaves alone what is to stay
+        kind = schedule.config.prediction_type
+        denoiser = NetworkDenoiser(start.network(self.unet), schedule, ladder, self.dtype)
+        prompted = guided(denoiser, condition, unconditional, scale, rescale=guidance_rescale, rescale_as=kind)
+        after_step = self.step_callback(callback_on_step_end, method, ladder)
+        if start.region:
+            prompted, after_step = start.region.denoiser(prompted, ladder), start.region.callback(after_step, ladder)
 
         # 6. Step by step, noise becomes latents
+        options: dict[str, Any] = {"eta": eta} if method.name == "ddim" else {}
         painted = sample(
-            method,
-            prompted,
-            ladder,
-            start_noise,
-            noise=fresh_noise(shape, generators, start_noise),
-            callback=self.step_callback(callback_on_step_end, method, ladder),
+            *(method, prompted, ladder, start.noise),
+            x0=start.x0,
+            noise=fresh_noise(shape, generators, start.noise),
+            callback=after_step,
             clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
-            prediction_type=schedule.config.prediction_type,
+            prediction_type=kind,
+            **options,
         )
 
         # 7. Latents become pictures
         return StableDiffusionOutput(painted if output_type == "latent" else convert(self.decode(painted), output_type))
 
-    def pair_prompts(
-        self, prompt: str | list[str], negative_prompt: str | list[str] | None, n_each: int
-    ) -> tuple[list[str], list[str]]:
-        """A prompt and a negative prompt for each picture, `n_each` pictures of a prompt one after the other."""
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        if not prompts or n_each < 1:
-            raise UserError("there is nothing to paint: give at least one prompt and ask for at least one picture")
-        if len(negatives) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and {len(negatives)} negative prompts: give one, or one for each")
-        for text in dict.fromkeys(prompts + negatives):
-            beyond = self.tokenizer.cut(text)
-            if beyond:
-                n_tokens = self.tokenizer.model_max_length - 2
-                warnings.warn(
-                    f"the prompt is longer than the model's {n_tokens} tokens; cut off: '{beyond}'",
-                    UserNotice,
-                    stacklevel=3,
-                )
-        return [p for p in prompts for _ in range(n_each)], [n for n in negatives for _ in range(n_each)]
+    def for_each_picture(self, vectors: Float[Tensor, "p n d"], n_each: int) -> Float[Tensor, "b n d"]:
+        """The vectors of each prompt, once for each of its `n_each` pictures, as the U-Net reads them."""
+        if n_each < 1:
+            raise UserError("there is nothing to paint: ask for at least one picture")
+        return vectors.to(self.device, self.dtype).repeat_interleave(n_each, dim=0)
 
     def latent_shape(self, n_images: int, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         """(n_images, channels, height, width) of the latents for pictures of `height` by `width` pixels."""
@@ -185,22 +206,11 @@ class StableDiffusionPipeline:
             if pixels < factor or pixels % factor:
                 raise UserError(f"{name} {pixels} is not possible: this model paints multiples of {factor} pixels")
             sides.append(pixels // factor)
-        return n_images, self.unet.config.in_channels, sides[0], sides[1]
+        return n_images, self.vae.config.latent_channels, sides[0], sides[1]
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "b n d"]:
-        """One vector for each token of each text; a text that occurs several times is encoded once."""
-        unique = list(dict.fromkeys(texts))
-        encoded = self.text_encoder(self.tokenizer(unique).to(self.device)).last_hidden_state.to(self.dtype)
-        return encoded[[unique.index(text) for text in texts]]
-
-    def start_noise(
-        self, shape: Sequence[int], generators: list[torch.Generator], latents: Float[Tensor, "b c h w"] | None
-    ) -> Float[Tensor, "b c h w"]:
-        """Unit noise, float32 on the device: the caller's `latents`, or a draw from each picture's generator."""
-        if latents is not None and tuple(latents.shape) != tuple(shape):
-            raise UserError(f"latents have shape {tuple(latents.shape)}: this request needs {tuple(shape)}")
-        noise = randn(shape, generators) if latents is None else latents
-        return noise.to(self.device, torch.float32)
+        """One vector for each token of each text."""
+        return PromptReader(self.tokenizer, self.text_encoder).encode(texts).to(self.dtype)
 
     def step_callback(self, callback: StepCallback | None, sampler: Sampler, ladder: Ladder) -> Callback:
         """`callback` as samplers call theirs. It sees latents in the coordinates that Diffusers shows for this sampler:
@@ -230,6 +240,19 @@ def guidance_strength(guidance_scale: int | float) -> float:
     if not math.isfinite(guidance_scale):
         raise UserError(f"guidance scale {guidance_scale} is not possible: give a number such as 7.5")
     return max(1.0, float(guidance_scale))
+
+
+def check_shares(**shares: int | float) -> None:
+    """Raise UserError for the first that is not within 0 to 1."""
+    for name, share in shares.items():
+        if not (math.isfinite(share) and 0 <= share <= 1):
+            raise UserError(f"{name} {share} is not possible: give a number from 0 to 1")
+
+
+def check_tensor_names(names: Sequence[str]) -> None:
+    """Diffusers' callbacks list the tensors they want; these here always get the same two."""
+    if not set(names) <= {"latents", "denoised"}:
+        raise UserError(f"a callback sees latents and denoised, not {', '.join(names)}")
 
 
 def spread_generators(

@@ -149,12 +149,12 @@ def test_a_damaged_folder_is_a_user_error_that_names_the_file(
 
 
 def test_parts_that_are_whole_but_of_different_models_are_refused(folder: Path) -> None:
-    wide = read_json(folder / UNET_CONFIG) | {"in_channels": 9}
+    wide = read_json(folder / UNET_CONFIG) | {"in_channels": 8}
     write_json(folder / UNET_CONFIG, wide)
     tensors = {name: tensor.clone() for name, tensor in read_weights(folder / UNET_WEIGHTS).items()}
-    tensors["conv_in.weight"] = torch.zeros(8, 9, 3, 3)
+    tensors["conv_in.weight"] = torch.zeros(8, 8, 3, 3)
     write_weights(folder / UNET_WEIGHTS, tensors)
-    with pytest.raises(UserError, match="do not belong together .the unet has 9 channels in and 4 out"):
+    with pytest.raises(UserError, match="do not belong together .the unet has 8 channels in and 4 out"):
         read(folder)
 
 

@@ -10,34 +10,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny_model import tiny_pipeline, tiny_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from sd_oracle import make_diffusers_pipeline, relative_error
+from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserNotice
 from miniai.base.files import read_json, write_json
 from miniai.sd.pipeline import StableDiffusionPipeline
-
-SD_SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-# Like Stable Diffusion 1 and 2 in the small, and one trained with zero terminal SNR.
-FLAVOURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "epsilon": (SD_SCHEDULE, {"attention_head_dim": 2}),
-    "v_prediction": (
-        SD_SCHEDULE | {"prediction_type": "v_prediction"},
-        {"attention_head_dim": (2, 4), "use_linear_projection": True},
-    ),
-    "zero_snr": (
-        SD_SCHEDULE
-        | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
-        {"attention_head_dim": 2, "sample_size": 12},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -49,54 +27,7 @@ class Pair:
     ours: StableDiffusionPipeline
 
 
-def make_diffusers_pipeline(folder: Path, flavour: str) -> diffusers.StableDiffusionPipeline:
-    """A random model made of Diffusers' and transformers' own classes."""
-    schedule, unet = FLAVOURS[flavour]
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-        hidden_act="gelu" if flavour == "v_prediction" else "quick_gelu",
-    )
-    return diffusers.StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(folder),
-        text_encoder=CLIPTextModel(text).eval(),
-        unet=diffusers.UNet2DConditionModel(
-            **{"sample_size": 8}
-            | {
-                "block_out_channels": (8, 16),
-                "layers_per_block": 1,
-                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-                "cross_attention_dim": 16,
-                "norm_num_groups": 4,
-            }
-            | unet
-        ),
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=16,
-        ),
-        scheduler=diffusers.DDIMScheduler(**schedule),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "zero_snr"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Made by Diffusers, saved by Diffusers, read by us."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -111,10 +42,6 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def use_scheduler(pair: Pair, name: str) -> None:
     pair.theirs.scheduler = getattr(diffusers, name).from_config(pair.scheduler_config)
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def start(pair: Pair, n_images: int) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""Inpainting with any model: the part that is to stay is put back at each step, noised to the step's own level.
+
+Source: Avrahami et al., "Blended Latent Diffusion" (2023), algorithm 1; as Diffusers' StableDiffusionInpaintPipeline.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from miniai.diffusion.ladder import Ladder
+from miniai.diffusion.parametrisation import like_images
+from miniai.diffusion.samplers import Callback, Denoiser
+
+
+@dataclass(frozen=True)
+class KnownRegion:
+    """Clean latents of which a part stays.
+
+    - mask: 1 where something new is painted, 0 where the known latents stay.
+    - known: clean latents, as the U-Net sees them.
+    - noise: of unit variance, the same at all steps.
+    """
+
+    mask: Float[Tensor, "b 1 h w"]
+    known: Float[Tensor, "b c h w"]
+    noise: Float[Tensor, "b c h w"]
+
+    def restore(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | float) -> Float[Tensor, "b c h w"]:
+        """x = x0 + sigma * eps with its known part put back at that level."""
+        level = like_images(sigma, x) if isinstance(sigma, Tensor) else sigma
+        return self.mask * x + (1 - self.mask) * (self.known + level * self.noise)
+
+    def denoiser(self, denoiser: Denoiser, ladder: Ladder) -> Denoiser:
+        """Sees the known part in its place between steps too (in Heun's second call), and estimates it as it is.
+
+        At the first level x stays what it is: pure noise, where nothing of the picture is to shine through.
+        """
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            seen = self.restore(x, sigma) if float(sigma[0]) < float(ladder.sigmas[0]) * (1 - 1e-6) else x
+            return self.restore(denoiser(seen, sigma), 0.0)
+
+        return denoise
+
+    def callback(self, callback: Callback, ladder: Ladder) -> Callback:
+        """Puts the known part back after each step, without noise after the last, before `callback` sees x."""
+
+        def after_step(i: int, x: Tensor, sigma: float, x0: Tensor) -> Tensor:
+            last = i == ladder.n_steps - 1
+            # A sampler that ends above sigma 0 has its last x scaled by `end_scale`, which the known part is not.
+            x = self.mask * x + (1 - self.mask) * self.known / ladder.end_scale if last else self.restore(x, sigma)
+            changed = callback(i, x, sigma, x0)
+            return x if changed is None else changed
+
+        return after_step

@@ -1,0 +1,240 @@
+"""Painting from a picture, within a mask, and from vectors: Diffusers' pipelines are the oracle."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sd_oracle import make_diffusers_pipeline, relative_error
+
+from miniai.base.errors import UserError
+from miniai.sd.pipeline import StableDiffusionPipeline
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+}
+
+
+class Models:
+    """One random model: in Diffusers' three pipelines, and here."""
+
+    def __init__(self, folder: Path, flavour: str) -> None:
+        pipe = make_diffusers_pipeline(folder / "tokenizer", flavour)
+        pipe.save_pretrained(folder / "model")
+        self.ours = StableDiffusionPipeline.from_pretrained(folder / "model")
+        self.from_text = pipe
+        # Diffusers asks for `text_model`, which transformers 5 left out between the model and its parts.
+        object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
+        self.from_image, self.inpaint = (
+            cls(**pipe.components, requires_safety_checker=False)
+            for cls in (diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionInpaintPipeline)
+        )
+        self.schedule = diffusers.DDIMScheduler.from_pretrained(folder / "model", subfolder="scheduler").config
+
+    def theirs(self, kind: str, sampler: str = "ddim", **request: Any) -> torch.Tensor:
+        pipe = getattr(self, kind)
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.schedule)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(**{"output_type": "latent", "num_inference_steps": 5} | request).images
+
+    def paint(self, **request: Any) -> torch.Tensor:
+        return self.ours(**{"output_type": "latent", "num_inference_steps": 5, "sampler": "ddim"} | request).images
+
+    def assert_equal(self, kind: str, sampler: str = "ddim", seeds: tuple[int, ...] = (3,), **request: Any) -> None:
+        """Both paint the same latents, each with generators of its own."""
+        made = []
+        for call in (self.theirs, lambda _, sampler, **request: self.paint(sampler=sampler, **request)):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            made.append(call(kind, sampler, generator=generators if len(seeds) > 1 else generators[0], **request))
+        assert made[0].std() > 0.1
+        assert relative_error(made[1], made[0]) < 1e-4
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("plain"), "epsilon")
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("inpainting"), "inpainting")
+
+
+def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels)
+
+
+def mask(width: int = 16, height: int = 16) -> Image.Image:
+    levels = np.zeros((height, width), dtype=np.uint8)
+    levels[3:12, 5:] = 255
+    levels[0, 0] = 128  # grey counts as white from the middle on
+    return Image.fromarray(levels)
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_a_start_from_a_picture_gives_the_latents_of_diffusers(models: Models, sampler: str) -> None:
+    models.assert_equal("from_image", sampler, prompt="a cat", image=picture(), strength=0.6, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("strength", [0.2, 1.0])
+def test_any_strength_gives_the_latents_of_diffusers(plain: Models, strength: float) -> None:
+    plain.assert_equal("from_image", prompt="a cat", image=picture(), strength=strength)
+
+
+def test_several_pictures_of_several_prompts_draw_as_in_diffusers(plain: Models) -> None:
+    prompts = ["a cat", "a rocket"]
+    plain.assert_equal("from_image", "euler_a", (3, 4), prompt=prompts, image=[picture(), picture(seed=1)])
+    plain.assert_equal("from_image", "euler_a", (3, 4), prompt="a cat", image=picture(), num_images_per_prompt=2)
+    plain.assert_equal("from_image", "euler_a", prompt=prompts, image=picture())
+    plain.assert_equal("from_image", "euler_a", prompt=prompts, image=[picture(), picture(seed=1)])
+
+
+def test_a_picture_may_come_as_pixels_tensor_array_or_latents(plain: Models) -> None:
+    array = np.asarray(picture()).astype(np.float32) / 255
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+
+    def paint(image: Any) -> torch.Tensor:
+        return plain.paint(prompt="a cat", image=image, generator=torch.Generator().manual_seed(0))
+
+    expected = paint(picture())
+    for image in (array, array[None], [array], tensor, tensor[None], [tensor], tensor * 2 - 1, [picture()]):
+        torch.testing.assert_close(paint(image), expected, rtol=1e-4, atol=1e-4)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    plain.assert_equal("from_image", prompt="a cat", image=latents)
+
+
+def test_a_picture_is_resized_as_diffusers_resizes_it(plain: Models) -> None:
+    plain.assert_equal("from_image", prompt="a cat", image=picture(17, 23))
+    request = {"prompt": "a cat", "image": picture(17, 23), "mask_image": mask(17, 23), "height": 20, "width": 12}
+    plain.assert_equal("inpaint", **request)
+    tensor = torch.rand(1, 3, 23, 17, generator=torch.Generator().manual_seed(0))
+    plain.assert_equal("inpaint", **request | {"image": tensor, "mask_image": (tensor[:, :1] > 0.4).float()})
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_inpainting_by_blending_gives_the_latents_of_diffusers(models: Models, sampler: str, strength: float) -> None:
+    models.assert_equal(
+        "inpaint", sampler, prompt="a cat", image=picture(), mask_image=mask(), strength=strength, guidance_scale=2.0
+    )
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_a_nine_channel_model_inpaints_as_in_diffusers(inpainting: Models, sampler: str, strength: float) -> None:
+    request = {"image": picture(), "mask_image": mask(), "strength": strength, "guidance_scale": 2.0}
+    inpainting.assert_equal("inpaint", sampler, prompt="a cat", **request)
+    inpainting.assert_equal("inpaint", sampler, prompt=["a cat", "a rocket"], **request)
+
+
+def test_what_the_mask_keeps_is_kept_and_the_rest_is_not(plain: Models) -> None:
+    request = {"prompt": "a cat", "image": picture(), "mask_image": mask(), "generator": torch.Generator()}
+    kept = (torch.from_numpy(np.array(mask()))[::2, ::2] < 128)[None, None].expand(1, 4, -1, -1)
+    request["image"] = torch.from_numpy(np.asarray(picture()).astype(np.float32) / 255).permute(2, 0, 1)
+    painted = plain.paint(**request)
+    known = plain.ours.vae.encode(request["image"][None] * 2 - 1).mode() * plain.ours.vae.config.scaling_factor
+    difference = (painted - known).abs().detach()
+    assert difference[kept].mean() < 0.3 * difference[~kept].mean()
+
+
+def test_a_callback_sees_the_blended_latents_that_diffusers_shows(plain: Models) -> None:
+    seen: dict[str, list[torch.Tensor]] = {"theirs": [], "paint": []}
+    for name in seen:
+
+        def record(pipe: Any, step: int, t: Any, tensors: dict[str, torch.Tensor], name: str = name) -> dict[str, Any]:
+            seen[name].append(tensors["latents"].clone())
+            return {}
+
+        request = {"prompt": "a cat", "image": picture(), "mask_image": mask(), "callback_on_step_end": record}
+        request |= {"generator": torch.Generator().manual_seed(1), "callback_on_step_end_tensor_inputs": ["latents"]}
+        plain.theirs("inpaint", **request) if name == "theirs" else plain.paint(**request)
+    for here, there in zip(seen["paint"], seen["theirs"], strict=True):
+        assert relative_error(here, there) < 1e-4
+
+
+@pytest.mark.parametrize("guidance_rescale", [0.7, 1.0])
+def test_guidance_rescale_gives_the_latents_of_diffusers(models: Models, guidance_rescale: float) -> None:
+    models.assert_equal("from_text", "euler", prompt="a cat", guidance_rescale=guidance_rescale)
+
+
+@pytest.mark.parametrize("clip_skip", [0, 1, 2])
+def test_clip_skip_gives_the_latents_of_diffusers(models: Models, clip_skip: int) -> None:
+    models.assert_equal("from_text", prompt="a cat", negative_prompt="red", clip_skip=clip_skip)
+
+
+def test_ddim_with_eta_gives_the_latents_of_diffusers(plain: Models) -> None:
+    plain.assert_equal("from_text", prompt="a cat", eta=0.6)
+
+
+def test_vectors_in_place_of_texts_give_the_latents_of_diffusers(plain: Models) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, negative = torch.randn(2, 2, 16, 16, generator=generator).unbind()
+    request = {"prompt_embeds": vectors, "seeds": (1, 2, 3, 4), "num_images_per_prompt": 2}
+    plain.assert_equal("from_text", **request, negative_prompt_embeds=negative)
+    plain.assert_equal("from_text", **request)
+    texts = plain.paint(prompt="a cat", negative_prompt="red", generator=torch.Generator().manual_seed(0))
+    own = plain.ours.encode_text(["a cat", "red"])
+    given = {"prompt_embeds": own[:1], "negative_prompt_embeds": own[1:]}
+    painted = plain.paint(**given, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(painted, texts, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"mask_image": mask()}, "a mask needs a picture"),
+        ({"image": picture(), "mask_image": mask(8, 16)}, "the mask has 8x16 pixels, the picture 16x16"),
+        ({"image": picture(), "mask_image": torch.zeros(3, 16, 16)}, "mask_image has 3 channels: give 1 channel"),
+        ({"image": torch.zeros(1, 16, 16)}, "image has 1 channels: give 3 channels"),
+        ({"image": np.zeros((16, 16, 3), np.uint8)}, "image holds whole numbers: divide by 255"),
+        ({"image": [torch.zeros(3, 16, 16), torch.zeros(3, 8, 16)]}, "must be of one size"),
+        ({"image": torch.zeros(3)}, "image is no picture"),
+        ({"image": []}, "image is an empty list"),
+        ({"image": picture(1, 1)}, "a picture of 0x0 pixels cannot be painted"),
+        ({"image": picture(), "height": 15}, "a picture of 16x15 pixels cannot be painted"),
+        ({"image": [picture()] * 3, "num_images_per_prompt": 2}, "3 pictures to start from for 2 pictures"),
+        ({"image": torch.zeros(1, 4, 8, 8), "mask_image": mask()}, "inpainting needs the picture itself"),
+        ({"image": picture(), "strength": 1.5}, "strength 1.5 is not possible"),
+        ({"image": picture(), "strength": 0.1}, "strength 0.1 of 5 steps leaves none"),
+        ({"guidance_rescale": 2}, "guidance_rescale 2 is not possible"),
+        ({"clip_skip": 3}, "clip_skip 3 is not possible: the text encoder has 2 layers"),
+        ({"prompt": None}, "either prompt or prompt_embeds"),
+        ({"prompt_embeds": torch.zeros(1, 16, 16)}, "either prompt or prompt_embeds"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 16, 9)}, r"shape \(1, 16, 9\): this model reads"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 20, 16)}, "give negative_prompt_embeds of the same shape"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "a callback sees latents and denoised"),
+    ],
+)
+def test_pictures_masks_and_vectors_that_do_not_fit_are_a_user_error(
+    plain: Models, changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint) as caught:
+        plain.paint(**{"prompt": "a cat"} | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_inpainting_model_without_a_mask_is_a_user_error(inpainting: Models) -> None:
+    for changes in ({}, {"image": picture()}):
+        with pytest.raises(UserError, match="made for inpainting: give image and mask_image"):
+            inpainting.paint(prompt="a cat", **changes)
+
+
+def test_an_inpainting_model_that_we_save_loads_in_diffusers(inpainting: Models, tmp_path: Path) -> None:
+    inpainting.ours.save_pretrained(tmp_path)
+    theirs = diffusers.StableDiffusionInpaintPipeline.from_pretrained(tmp_path, safety_checker=None)
+    assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)) is type(theirs)
+    assert theirs.unet.config.in_channels == 9
+    assert StableDiffusionPipeline.from_pretrained(tmp_path).unet.config.in_channels == 9
