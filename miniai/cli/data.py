@@ -1,0 +1,45 @@
+"""`miniai data`: build data sets."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miniai.cli.options import words
+
+app = typer.Typer(help="Build data sets.")
+
+
+@app.command("emoji")
+def emoji(
+    out: Annotated[Path, typer.Option(help="Folder to build; a set built there before is replaced.")],
+    styles: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji; or "
+            "openmoji, alone.",
+            show_default="all but openmoji",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: emojibase groups or subgroups, patterns such as 'food-*', or core for things "
+            "without people, flags, letters, clock faces and buttons.",
+            show_default="everything",
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Edge of the pictures, 16 to 1024 pixels.")] = 64,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the downloads.", show_default="the user's cache folder")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Rendering threads.")] = 2,
+) -> None:
+    """Build the text-to-emoji data set, an ImageFolder of captioned pictures, from npm packages at pinned versions."""
+    from miniai.recipes.emoji import build_emoji
+
+    chosen: dict[str, Any] = {} if styles is None else {"styles": words(styles)}
+    report = build_emoji(
+        out, groups=None if groups is None else words(groups), size=size, cache=cache, n_jobs=jobs, **chosen
+    )
+    typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")

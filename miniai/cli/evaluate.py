@@ -1,0 +1,110 @@
+"""`miniai evaluate`: measure models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miniai.base.errors import UserError
+from miniai.base.files import check_writable
+from miniai.cli.options import Device, GuidanceScale, Model, Sampler, Steps, stage_stops, words
+from miniai.recipes import generate_request
+
+app = typer.Typer(help="Measure models.")
+
+
+@app.command("text-to-image")
+def text_to_image(
+    data: Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")],
+    model: Model = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures, the sheets and the pictures.")] = Path(
+        "evaluation"
+    ),
+    evaluator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a CLIP that took no part in training.",
+            show_default="one that fits the data, or else one trained now",
+        ),
+    ] = None,
+    evaluator_minutes: Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")] = 15.0,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
+    ] = None,
+    steps: Steps = generate_request.STEPS,
+    guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
+    sampler: Sampler = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Paint the held-out captions and measure: retrieval, FID, KID, nearest training pictures, beside the real ones."""
+    from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image as evaluate
+
+    with stage_stops():
+        evaluate(
+            model or generate_request.packaged_model(),
+            data,
+            out,
+            evaluator,
+            steps,
+            guidance_scale,
+            sampler,
+            seed,
+            limit,
+            device,
+            evaluator_minutes=evaluator_minutes,
+        )
+    typer.echo(out)
+
+
+@app.command("contact-sheet")
+def contact_sheet(
+    out: Annotated[Path, typer.Argument(metavar="FILE.png", help="The sheet.", show_default=False)],
+    model: Model = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt a line.", show_default="64 of our own")
+    ] = None,
+    styles: Annotated[
+        str | None, typer.Option(help="Separated by commas: each makes 'a cat, STYLE style'.", show_default="none")
+    ] = None,
+    steps: Steps = generate_request.STEPS,
+    guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
+    sampler: Sampler = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: Device = "auto",
+    columns: Annotated[int, typer.Option(help="Prompts in a row.")] = 8,
+    zoom: Annotated[int, typer.Option(help="How many times as large as painted.")] = 1,
+) -> None:
+    """Paint many prompts on one labelled sheet, to be looked at."""
+    generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
+    check_writable(out)
+    chosen: dict[str, Any] = {}
+    if prompts is not None:
+        chosen["prompts"] = _lines(prompts)
+    if styles is not None:
+        chosen["styles"] = words(styles)
+    from miniai.recipes.contact_sheet import contact_sheet as paint
+
+    path = paint(
+        model or generate_request.packaged_model(),
+        out,
+        n_steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        seed=seed,
+        device=device,
+        n_columns=columns,
+        zoom=zoom,
+        **chosen,
+    )
+    typer.echo(path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: give a text file in UTF-8, one prompt a line") from error
+    if not any(lines):
+        raise UserError(f"{path} has no prompts: write one a line")
+    return [line for line in lines if line]

@@ -1,0 +1,73 @@
+"""`miniai generate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miniai.cli.options import Device, GuidanceScale, Model, Sampler, Steps
+from miniai.recipes import generate_request
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint, in words.", show_default=False)],
+    negative_prompt: Annotated[str, typer.Option(help="What the picture should not be.")] = "",
+    n: Annotated[int, typer.Option(help="Number of pictures, 1 to 256; several also come on one sheet.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the first picture, the next ones count up.", show_default="a fresh one, printed"),
+    ] = None,
+    steps: Steps = generate_request.STEPS,
+    sampler: Sampler = None,
+    guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
+    model: Model = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG file, or a folder. With --n above 1 it is the sheet; the pictures stand beside it as _1, _2, …",
+            show_default="a name from the prompt, here",
+        ),
+    ] = None,
+    animate: Annotated[
+        Path | None, typer.Option(metavar="FILE.gif", help="Also show the denoising, step by step, as a GIF.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")
+    ] = "auto",
+    width: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
+) -> None:
+    """Paint pictures of a prompt and print where they are.
+
+    The same seed gives the same picture, at any --n. Each PNG carries its prompt, seed and settings.
+    """
+    request = generate_request.GenerateRequest(
+        prompt=_printable(prompt),
+        negative_prompt=_printable(negative_prompt),
+        n=n,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance_scale,
+        model=model,
+        out=out,
+        animate=animate,
+        device=device,
+        dtype=dtype,
+        width=width,
+        height=height,
+    )
+    generate_request.check_request(request)  # before torch is loaded, so that a slip is answered at once
+    generate_request.choose_targets(request)
+    from miniai.recipes.generate import generate as paint
+
+    painted = paint(request)
+    typer.echo(f"seed {painted.seed}", err=True)
+    for path in painted.files:
+        typer.echo(path)
+
+
+def _printable(text: str) -> str:
+    """Bytes on the command line that are no UTF-8 become U+FFFD, here and not deep inside a PNG writer."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

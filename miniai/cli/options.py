@@ -1,0 +1,39 @@
+"""What several commands share: options, and how to read a list."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    Path | None, typer.Option(help="Folder of a model in the Diffusers layout.", show_default="the packaged one")
+]
+Steps = Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")]
+GuidanceScale = Annotated[
+    float, typer.Option(help="How strongly the prompt rules, 0 to 100; up to 1 is no guidance and twice as fast.")
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="ddim, euler, euler_a, dpmpp_2m and others; 'Euler a' and 'DPM++ 2M Karras' work too.",
+        show_default="the model's own",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@contextmanager
+def stage_stops() -> Iterator[None]:
+    """A training that Ctrl-C has stopped says how to go on with it."""
+    from miniai.recipes.training import StageInterrupted
+
+    try:
+        yield
+    except StageInterrupted as stop:
+        raise KeyboardInterrupt(str(stop)) from stop

@@ -1,0 +1,58 @@
+"""`miniai train`: train models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miniai.cli.options import Device, stage_stops, words
+
+app = typer.Typer(help="Train models.")
+
+
+@app.command("text-to-image")
+def text_to_image(
+    data: Annotated[Path, typer.Option(help="Captioned pictures: an ImageFolder, or a .txt beside each picture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the training; the model will be in its subfolder 'model'.")],
+    minutes: Annotated[float | None, typer.Option(help="Minutes to train in all, shared among the stages.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimizer steps of each stage.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="Which stages to run, separated by commas; those before must be finished.",
+            show_default="vae,clip,latents,unet",
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Model folder to go on from: only its text encoder and U-Net learn.", show_default="nothing"),
+    ] = None,
+    size: Annotated[str, typer.Option(help="small (2 CPU cores or one GPU) or tiny (to try the command).")] = "small",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Every number of the recipe, as JSON, such as an earlier training's config.json."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.", show_default="0")] = None,
+    device: Device = "auto",
+    sample_minutes: Annotated[float, typer.Option(help="Minutes between grids of sample pictures.")] = 4.0,
+) -> None:
+    """Train a text-to-image model on captioned pictures: VAE, CLIP, then the U-Net. Ctrl-C saves and stops."""
+    from miniai.recipes.text_to_image import train_text_to_image as train
+
+    with stage_stops():
+        folder = train(
+            data,
+            out,
+            minutes=minutes,
+            steps=steps,
+            resume=resume,
+            stages=None if stages is None else words(stages),
+            init=init,
+            size=size,
+            config_file=config,
+            seed=seed,
+            device=device,
+            sample_minutes=sample_minutes,
+        )
+    typer.echo(folder)
