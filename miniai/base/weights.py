@@ -1,8 +1,9 @@
-"""Weights in safetensors files: read with every doubt an error, written whole or not at all, loaded strictly."""
+"""Weights in files: read with every doubt an error, written whole or not at all, loaded strictly."""
 
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,40 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return _check_header(path).get("__metadata__", {})
 
 
+def read_pickled_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a PyTorch checkpoint (.bin, .pt, .ckpt), on the CPU, mapped from the file where its form allows.
+
+    Where a training state holds them under `state_dict`, only they are returned. Only tensors and plain values are
+    unpickled, by torch's own restricted reader; a file that needs more is refused unread.
+    Raises UserError if the file is missing, damaged, a git-LFS pointer, a web page, or holds anything else.
+    """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        raise UserError(f"{path} needs torch 2.10, whose restricted reader is safe: this is {torch.__version__}")
+    try:
+        with open(path, "rb") as file:
+            _refuse_what_is_no_weights(path, file.read(512))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: check the path, or get the file again") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = str(error).lower()
+        if any(phrase in reason for phrase in ("unsupported global", "unsupported class", "unrecognized function")):
+            cause = "it holds more than tensors, which could run code: get the weights as safetensors"
+        else:
+            cause = "it is damaged or no PyTorch checkpoint: get the file again"
+        raise UserError(f"cannot read {path}: {cause}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = {name: value for name, value in content["state_dict"].items() if isinstance(value, Tensor)}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} is not a dictionary of tensors: get the weights as safetensors")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(f"{path} holds {others[0]}, which is no tensor: get the weights as safetensors")
+    return content
+
+
 def _check_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the header and find what is wrong with a file in words that say what to do about it."""
     try:
@@ -88,11 +123,15 @@ def _check_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def _refuse_other_formats(path: str | os.PathLike[str], start: bytes) -> None:
+def _refuse_what_is_no_weights(path: str | os.PathLike[str], start: bytes) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a git-LFS pointer, not the weights: run 'git lfs pull' in its repository")
     if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page, not weights: the download failed, get the file itself")
+
+
+def _refuse_other_formats(path: str | os.PathLike[str], start: bytes) -> None:
+    _refuse_what_is_no_weights(path, start)
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) and start[8:9] != b"{":
         raise UserError(f"{path} is a pickled checkpoint, not safetensors: get the weights in that format")
     if len(start) < 8:

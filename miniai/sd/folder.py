@@ -3,12 +3,12 @@
 model_index.json   which class each part is of
 tokenizer/         vocab.json, merges.txt, tokenizer_config.json
 text_encoder/      config.json, model.safetensors
-unet/, vae/        config.json, diffusion_pytorch_model.safetensors
+unet/, vae/        config.json, diffusion_pytorch_model.safetensors; for other names see `miniai.sd.weight_files`
 scheduler/         scheduler_config.json
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
-from miniai.base.weights import give_weights, read_weights, without_memory, write_weights
+from miniai.base.weights import give_weights, without_memory, write_weights
 from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
+from miniai.sd.tensor_names import text_encoder_names, vae_names
 from miniai.sd.tokenizer import CLIPTokenizer
+from miniai.sd.weight_files import read_part
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -41,9 +43,14 @@ PART_CLASSES: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
+# How the classes of other families begin: none of them would paint here.
+OTHER_FAMILIES = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux"}
 DIFFUSERS_VERSION = "0.35.0"  # the oldest release that the tests have loaded our folders with
 
+SUPPORTED = "miniai runs Stable Diffusion 1.x and 2.x"
+
 Module = TypeVar("Module", bound=nn.Module)
+Names = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,36 @@ class Components:
     scheduler_config: dict[str, Any]
 
 
-def read_folder(folder: str | os.PathLike[str], dtype: torch.dtype, device: torch.device) -> Components:
+def read_folder(
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None = None,
+    safetensors_only: bool = False,
+) -> Components:
     """Read a model folder; its weights come in `dtype` on `device`, in `eval` mode.
 
+    `variant` ("fp16") is preferred where a part has it. Parts that miniai has no use for, such as a safety checker, are
+    left alone.
     Raises UserError, naming file, cause and remedy, for anything missing, damaged, of another class or not fitting.
     """
     folder = Path(folder)
     _check_index(folder)
 
-    def read_module(weights: str, build: Callable[[dict[str, Any], str], Module]) -> Module:
-        return _read_module(folder, weights, build, dtype, device)
+    def read_module(weights: str, build: Callable[[dict[str, Any], str], Module], rename: Names = dict) -> Module:
+        part, stem = folder / Path(weights).parent, Path(weights).stem
+        module = _build(part / "config.json", build)
+        tensors, where = read_part(part, stem, variant, safetensors_only)
+        give_weights(module, rename(tensors), where, dtype, device)
+        return module.eval()
 
     components = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        text_encoder=read_module(TEXT_WEIGHTS, lambda *config: CLIPTextModel(CLIPTextConfig.from_dict(*config))),
-        unet=read_module(UNET_WEIGHTS, lambda *config: UNet2DConditionModel(UNetConfig.from_dict(*config))),
-        vae=read_module(VAE_WEIGHTS, lambda *config: AutoencoderKL(VAEConfig.from_dict(*config))),
+        text_encoder=read_module(
+            TEXT_WEIGHTS, lambda *c: CLIPTextModel(CLIPTextConfig.from_dict(*c)), text_encoder_names
+        ),
+        unet=read_module(UNET_WEIGHTS, lambda *c: UNet2DConditionModel(UNetConfig.from_dict(*c))),
+        vae=read_module(VAE_WEIGHTS, lambda *c: AutoencoderKL(VAEConfig.from_dict(*c)), vae_names),
         scheduler_config=_read_scheduler(folder / SCHEDULER),
     )
     _check_fit(folder, components)
@@ -109,8 +130,11 @@ def _check_index(folder: Path) -> None:
         raise UserError(f"{folder} has no {INDEX}: it is not a model folder in the Diffusers layout, or not complete")
     index = _read_object(folder / INDEX)
     found = index.get("_class_name")
+    for start, family in OTHER_FAMILIES.items():
+        if str(found).startswith(start):
+            raise UserError(f"{folder / INDEX} says {found}, a model of the {family} family: {SUPPORTED}")
     if found not in PIPELINE_CLASSES:
-        raise UserError(f"{folder / INDEX} says {found}: miniai runs models of class {PIPELINE_CLASS}")
+        raise UserError(f"{folder / INDEX} says {found}: {SUPPORTED}, class {PIPELINE_CLASS}")
     for part, classes in PART_CLASSES.items():
         entry = index.get(part)
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
@@ -118,37 +142,15 @@ def _check_index(folder: Path) -> None:
             raise UserError(f"{folder / INDEX} says that {part} is a {name}: miniai reads {' or '.join(classes)}")
 
 
-def _read_module(
-    folder: Path, weights: str, build: Callable[[dict[str, Any], str], Module], dtype: torch.dtype, device: torch.device
-) -> Module:
-    """Build a part from its config.json without memory, check its weights against it, and only then fill it."""
-    config_path, weights_path = (folder / weights).parent / "config.json", folder / weights
+def _build(config_path: Path, build: Callable[[dict[str, Any], str], Module]) -> Module:
+    """A part as its config.json says, without memory."""
     values = _read_object(config_path)
     try:
         with without_memory():
-            module = build(values, str(config_path))
+            return build(values, str(config_path))
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config_path} describes a model that cannot be built ({reason}): correct it") from error
-    tensors = _known_names(_read_tensors(weights_path))
-    give_weights(module, tensors, str(weights_path), dtype, device)
-    return module.eval()
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file() and path.parent.is_dir():
-        others = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".bin", ".safetensors"))
-        if others:
-            raise UserError(f"{path} is missing (there is {others[0]}): save the model as safetensors, in one file")
-    return read_weights(path)
-
-
-def _known_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Text encoders by their one name for each tensor: transformers 5 left the prefix out, versions before 4.31 wrote a
-    buffer of position numbers."""
-    if "embeddings.token_embedding.weight" in tensors:
-        tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in tensors.items() if name != "text_model.embeddings.position_ids"}
 
 
 def _read_scheduler(path: Path) -> dict[str, Any]:

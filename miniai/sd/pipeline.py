@@ -24,6 +24,7 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
+from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.prompts import PromptReader
 from miniai.sd.start import make_start
@@ -69,9 +70,28 @@ class StableDiffusionPipeline:
         folder: str | os.PathLike[str],
         torch_dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        *,
+        variant: str | None = None,
+        revision: str = "main",
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = True,
+        use_safetensors: bool | None = None,
+        safety_checker: None = None,
+        requires_safety_checker: bool = False,
     ) -> "StableDiffusionPipeline":
-        """Read a model folder in the Diffusers layout. Raises UserError as `read_folder` does."""
-        parts = read_folder(folder, torch_dtype, torch.device(device))
+        """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
+
+        - variant: "fp16" reads half the bytes, where the folder has them.
+        - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
+        - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
+        - safety_checker, requires_safety_checker: for scripts written for Diffusers; there is none here.
+
+        Raises UserError as `find_model` and `read_folder` do.
+        """
+        found = find_model(
+            folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, variant=variant
+        )
+        parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

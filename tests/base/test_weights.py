@@ -22,6 +22,7 @@ from miniai.base.weights import (
     give_weights,
     load_weights,
     read_metadata,
+    read_pickled_weights,
     read_weights,
     without_memory,
     write_weights,
@@ -104,6 +105,72 @@ def test_a_torch_checkpoint_is_refused_unopened(tmp_path: Path) -> None:
     assert zipfile.is_zipfile(tmp_path / "a.bin")
     with pytest.raises(UserError, match="pickled"):
         read_weights(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_tensors_of_a_torch_checkpoint_are_read(tmp_path: Path, zipped: bool) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in make_tensors().items()}
+    training = {"state_dict": tensors | {"note": 3}, "global_step": 9}
+    for content in (tensors, training):
+        torch.save(content, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
+        read = read_pickled_weights(tmp_path / "a.bin")
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+class Burglar:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("stolen",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(1), "b": Burglar()}, "a.ckpt")
+    with pytest.raises(UserError, match="a.ckpt: it holds more than tensors, which could run code"):
+        read_pickled_weights("a.ckpt")
+    assert not (tmp_path / "stolen").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (torch.zeros(3), "not a dictionary of tensors"),
+        ({3: torch.zeros(3)}, "not a dictionary of tensors"),
+        ({"a": torch.zeros(3), "epoch": 3, "loss": 0.1}, "holds epoch, which is no tensor"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"", "damaged or no PyTorch checkpoint"),
+        (b"nonsense", "damaged or no PyTorch checkpoint"),
+        (None, "is missing"),
+    ],
+)
+def test_what_is_no_torch_checkpoint_is_a_user_error(tmp_path: Path, content: object, complaint: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "a.bin").write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / "a.bin")
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_pickled_weights(tmp_path / "a.bin")
+    assert "a.bin" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
+    kept=st.integers(0, 2000),
+    zipped=st.booleans(),
+)
+def test_a_mutated_torch_checkpoint_reads_or_is_a_user_error_and_nothing_else(
+    tmp_path: Path, changes: list[tuple[int, int]], kept: int, zipped: bool
+) -> None:
+    torch.save({"a": torch.ones(2, 3)}, tmp_path / "whole", _use_new_zipfile_serialization=zipped)
+    content = bytearray((tmp_path / "whole").read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    (tmp_path / "a.bin").write_bytes(content[: max(kept, 1)])
+    with suppress(UserError):
+        assert all(isinstance(tensor, torch.Tensor) for tensor in read_pickled_weights(tmp_path / "a.bin").values())
 
 
 def test_two_tensors_of_one_name_are_an_error(tmp_path: Path) -> None:

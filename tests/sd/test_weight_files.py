@@ -1,0 +1,212 @@
+"""Folders as Diffusers has written them over the years: shards, variants, pickles, old names. And the local cache."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import huggingface_hub
+import pytest
+import torch
+from sd_oracle import make_diffusers_pipeline
+
+from miniai.base.errors import UserError
+from miniai.base.files import read_json, write_json
+from miniai.base.weights import read_weights, write_weights
+from miniai.sd.folder import TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS, Components, read_folder
+from miniai.sd.hub import cached_snapshot, default_cache, find_model
+from miniai.sd.pipeline import StableDiffusionPipeline
+
+CPU = torch.device("cpu")
+HUB_ID = "someone/tiny-diffusion"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> diffusers.StableDiffusionPipeline:
+    return make_diffusers_pipeline(tmp_path_factory.mktemp("tokenizer"), "v_prediction")
+
+
+@pytest.fixture(scope="module")
+def whole(theirs: diffusers.StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    theirs.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def states(parts: Components) -> dict[str, torch.Tensor]:
+    modules = {"text_encoder": parts.text_encoder, "unet": parts.unet, "vae": parts.vae}
+    return {f"{part}.{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+
+
+def assert_same(folder: Path, whole: Path, **options: Any) -> None:
+    ours, expected = (
+        states(read_folder(path, torch.float32, CPU, **o)) for path, o in ((folder, options), (whole, {}))
+    )
+    assert ours.keys() == expected.keys()
+    exact = 1e-3 if options.get("variant") else 0.0
+    assert all(torch.allclose(ours[name], expected[name], rtol=exact, atol=exact) for name in expected)
+
+
+def pickle_weights(folder: Path, weights: str) -> Path:
+    """The weights as a PyTorch file; transformers calls it by another name."""
+    tensors = {name: tensor.clone() for name, tensor in read_weights(folder / weights).items()}
+    stem = "pytorch_model" if weights == TEXT_WEIGHTS else "diffusion_pytorch_model"
+    (folder / weights).unlink()
+    torch.save(tensors, (folder / weights).with_name(f"{stem}.bin"))
+    return (folder / weights).with_name(f"{stem}.bin")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_and_variants_that_diffusers_writes_are_read(
+    theirs: diffusers.StableDiffusionPipeline, whole: Path, tmp_path: Path, variant: str | None
+) -> None:
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB", variant=variant)
+    indices = sorted(path.name for path in (tmp_path / "unet").glob("*.json") if "index" in path.name)
+    assert len(indices) == 1
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
+    assert not (tmp_path / UNET_WEIGHTS).exists()
+    assert_same(tmp_path, whole, variant=variant)
+
+
+def test_a_variant_is_preferred_and_a_part_without_it_read_all_the_same(folder: Path, whole: Path) -> None:
+    half = {name: tensor.half() for name, tensor in read_weights(folder / UNET_WEIGHTS).items()}
+    write_weights((folder / UNET_WEIGHTS).with_suffix(".fp16.safetensors"), half)
+    (folder / UNET_WEIGHTS).write_bytes(b"not looked at")
+    assert_same(folder, whole, variant="fp16")
+    (folder / UNET_WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"there is diffusion_pytorch_model.fp16.safetensors\): ask for variant 'fp16'"):
+        read_folder(folder, torch.float32, CPU)
+
+
+def test_pickled_weights_are_read_for_their_tensors(folder: Path, whole: Path) -> None:
+    for weights in (TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS):
+        pickle_weights(folder, weights)
+    assert_same(folder, whole)
+    with pytest.raises(UserError, match="save the model as safetensors"):
+        StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+
+
+def test_the_oldest_names_of_the_autoencoders_attention_are_read(folder: Path, whole: Path) -> None:
+    new_to_old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def old(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+        for new, former in new_to_old.items():
+            if f"attentions.0.{new}." in name:
+                tensor = tensor[:, :, None, None] if "encoder" in name and name.endswith("weight") else tensor
+                return name.replace(f".{new}.", f".{former}."), tensor.clone()
+        return name, tensor.clone()
+
+    tensors = dict(old(*item) for item in read_weights(folder / VAE_WEIGHTS).items())
+    assert sum("proj_attn" in name for name in tensors) == 4
+    write_weights(folder / VAE_WEIGHTS, tensors)
+    assert_same(folder, whole)
+
+
+def test_a_safety_checker_in_the_folder_is_left_alone(folder: Path, whole: Path) -> None:
+    index = read_json(folder / "model_index.json")
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    write_json(folder / "model_index.json", index)
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.safetensors").write_bytes(b"never read")
+    assert_same(folder, whole)
+
+
+def shard(folder: Path) -> Path:
+    """Split the U-Net in two by hand, and return the index."""
+    tensors = {name: tensor.clone() for name, tensor in read_weights(folder / UNET_WEIGHTS).items()}
+    (folder / UNET_WEIGHTS).unlink()
+    weight_map = {name: f"part{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(weight_map.values()):
+        write_weights(folder / "unet" / file, {name: t for name, t in tensors.items() if weight_map[name] == file})
+    index = folder / f"{UNET_WEIGHTS}.index.json"
+    write_json(index, {"metadata": {}, "weight_map": weight_map})
+    return index
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda values: [], "index.json: expected a weight_map"),
+        (lambda values: {"weight_map": {"a": 3}}, "index.json: expected a weight_map"),
+        (lambda values: {"weight_map": {"a": "../vae/x.safetensors"}}, "points out of its folder"),
+        (lambda values: {"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors is missing"),
+        (lambda values: {"weight_map": values["weight_map"] | {"a": "part0.safetensors"}}, "part0.* lacks a"),
+        (lambda values: {"weight_map": dict(list(values["weight_map"].items())[1:])}, "index.json lacks"),
+    ],
+)
+def test_an_index_that_is_wrong_is_a_user_error(
+    folder: Path, change: Callable[[dict[str, Any]], Any], complaint: str
+) -> None:
+    index = shard(folder)
+    write_json(index, change(read_json(index)))
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_folder(folder, torch.float32, CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def cache(whole: Path, tmp_path: Path) -> Path:
+    """A cache as `huggingface_hub` lays it out."""
+    model = tmp_path / "hub" / "models--someone--tiny-diffusion"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(whole, model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    return tmp_path / "hub"
+
+
+def test_a_hub_id_is_found_in_the_local_cache_where_huggingface_hub_finds_it(cache: Path, whole: Path) -> None:
+    theirs = huggingface_hub.snapshot_download(HUB_ID, cache_dir=cache, local_files_only=True)
+    assert find_model(HUB_ID, cache_dir=cache) == Path(theirs)
+    assert find_model(HUB_ID, cache_dir=cache, revision=Path(theirs).name) == Path(theirs)
+    pipe = StableDiffusionPipeline.from_pretrained(HUB_ID, cache_dir=cache)
+    assert torch.equal(pipe.unet.conv_in.weight, read_weights(whole / UNET_WEIGHTS)["conv_in.weight"])
+
+
+def test_the_cache_is_where_the_environment_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert default_cache() == Path.home() / ".cache" / "huggingface" / "hub"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_cache() == Path("/x/huggingface/hub")
+    monkeypatch.setenv("HF_HOME", str(cache.parent))
+    assert find_model(HUB_ID).parent.name == "snapshots"
+    monkeypatch.setenv("HF_HUB_CACHE", "/elsewhere")
+    assert default_cache() == Path("/elsewhere")
+
+
+def test_a_folder_goes_before_a_hub_id_and_other_paths_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / HUB_ID).mkdir(parents=True)
+    assert find_model(HUB_ID, cache_dir=tmp_path) == Path(HUB_ID)
+    assert find_model("./no/such/folder") == Path("./no/such/folder")
+
+
+def test_a_hub_id_that_cannot_be_had_is_a_user_error(cache: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder someone/else, and no model of that name in"):
+        find_model("someone/else", cache_dir=cache)
+    with pytest.raises(UserError, match="revision v2"):
+        find_model(HUB_ID, cache_dir=cache, revision="v2")
+    for revision in ("../../..", "/etc"):
+        with pytest.raises(UserError, match="is not possible: give a branch"):
+            find_model(HUB_ID, cache_dir=cache, revision=revision)
+    (cache / "models--someone--tiny-diffusion" / "refs" / "main").write_text("../../../x")
+    assert cached_snapshot(cache, HUB_ID, "main") is None
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids it"):
+        find_model("someone/else", cache_dir=cache, local_files_only=False)
+
+
+def test_the_network_is_asked_for_only_by_name_and_its_failure_is_a_user_error(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # sockets stay shut
+    with pytest.raises(UserError, match="cannot download someone/else") as caught:
+        find_model("someone/else", cache_dir=cache, local_files_only=False)
+    assert "\n" not in str(caught.value)
