@@ -309,3 +309,45 @@ def test_ctrl_c_while_painting_is_one_line_exit_code_130_and_leaves_nothing(
     result = python(code, environment, tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_can_be_painted_over_more_or_less(miniai: Any) -> None:
+    Image.new("RGB", (32, 24), "orange").save("orange.png")
+    for strength in ("0.2", "1"):
+        outcome = miniai(
+            *("generate", "a cat", "--steps", "5", "--image", "orange.png"),
+            *("--strength", strength, "--out", f"at-{strength}.png"),
+        )
+        assert (outcome.code, outcome.err) == (0, "seed 5\n")
+        assert open_image(f"at-{strength}.png").size == (32, 24)
+        assert f"Denoising strength: {strength}, RNG: CPU" in (read_parameters(f"at-{strength}.png") or "")
+    assert (pixels("at-0.2.png") != pixels("at-1.png")).any()
+
+
+def test_only_what_the_mask_shows_white_is_painted_anew(miniai: Any) -> None:
+    Image.new("RGB", (32, 32), "orange").save("orange.png")
+    Image.new("L", (32, 32), 0).save("nothing.png")
+    Image.new("L", (32, 32), 255).save("all.png")
+    for mask in ("nothing", "all"):
+        for prompt in ("a cat", "a dog"):
+            arguments = ("--image", "orange.png", "--mask", f"{mask}.png", "--out", f"{mask}, {prompt}.png")
+            assert miniai("generate", prompt, *arguments).code == 0
+    assert (pixels("nothing, a cat.png") == pixels("nothing, a dog.png")).all()
+    assert (pixels("all, a cat.png") != pixels("all, a dog.png")).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--image", "none.png"), "error: none.png is missing: check the path"),
+        (("--strength", "0.5"), "error: --strength belongs to a picture to start from: give it with --image FILE"),
+        (("--mask", "m.png"), "error: --mask belongs to a picture to start from: give it with --image FILE"),
+        (("--image", "none.png", "--strength", "1.5"), "error: --strength 1.5 is out of range: give 0 to 1"),
+        (("--guidance-rescale", "2"), "error: --guidance-rescale 2.0 is out of range: give 0 to 1"),
+        (("--clip-skip", "9"), "error: clip_skip 9 is not possible: the text encoder has 2 layers"),
+    ],
+)
+def test_what_cannot_be_painted_over_is_one_line(miniai: Any, arguments: tuple[str, ...], line: str) -> None:
+    outcome = miniai("generate", "a cat", *arguments)
+    assert (outcome.code, outcome.err) == (2, line + "\n")
+    assert files() == []

@@ -8,6 +8,10 @@ import typer
 from miniai.cli.options import Device, GuidanceScale, Model, Sampler, Steps
 from miniai.recipes import generate_request
 
+Side = Annotated[
+    int | None, typer.Option(help="In pixels.", show_default="that of --image, or what the model was trained on")
+]
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to paint, in words.", show_default=False)],
@@ -35,8 +39,29 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")
     ] = "auto",
-    width: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.", show_default="what the model was trained on")] = None,
+    width: Side = None,
+    height: Side = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture to start from.")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of --image is painted anew, 0 to 1.", show_default="0.8, or 1 with --mask"),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Picture as large as --image: white where something new is painted, black where not."
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="How far guidance is kept from raising the contrast, 0 to 1.")
+    ] = 0.0,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            help="Last layers of the text encoder to leave out; 1 is what A1111 calls 2.",
+            show_default="the model's own",
+        ),
+    ] = None,
 ) -> None:
     """Paint pictures of a prompt and print where they are.
 
@@ -57,6 +82,11 @@ def generate(
         dtype=dtype,
         width=width,
         height=height,
+        image=image,
+        strength=strength,
+        mask=mask,
+        guidance_rescale=guidance_rescale,
+        clip_skip=clip_skip,
     )
     generate_request.check_request(request)  # before torch is loaded, so that a slip is answered at once
     generate_request.choose_targets(request)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import miniai
 from miniai.base.device import pick_device, pick_dtype
 from miniai.base.errors import UserError
-from miniai.base.images import grid, save_gif, save_png, to_pil
+from miniai.base.images import grid, open_image, save_gif, save_png, to_pil
 from miniai.base.seeds import image_generators
 from miniai.diffusion.sampling import find_sampler, sampler_from_file
 from miniai.recipes.generate_request import (
@@ -24,6 +24,7 @@ from miniai.recipes.generate_request import (
     packaged_model,
 )
 from miniai.sd.folder import SCHEDULER
+from miniai.sd.image_inputs import painted_share, skipped_steps
 from miniai.sd.pipeline import StableDiffusionPipeline
 
 BATCH_SIZE = 16  # pictures painted at once; more would only take more memory
@@ -47,11 +48,12 @@ def generate(request: GenerateRequest) -> Painted:
     model = request.model or packaged_model()
     if request.sampler is not None:
         find_sampler(request.sampler)
+    image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
     pipe = StableDiffusionPipeline.from_pretrained(model, pick_dtype(request.dtype, device), device)
     seed = fresh_seed() if request.seed is None else request.seed
 
     with memory_to_user_error():
-        images, steps = paint(pipe, request, seed)
+        images, steps = paint(pipe, request, seed, image, mask)
 
     for i, path in enumerate(targets.singles or [targets.main]):
         save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
@@ -66,14 +68,19 @@ def generate(request: GenerateRequest) -> Painted:
 
 
 def paint(
-    pipe: StableDiffusionPipeline, request: GenerateRequest, seed: int
+    pipe: StableDiffusionPipeline,
+    request: GenerateRequest,
+    seed: int,
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
 ) -> tuple[list[Image.Image], list[list[Image.Image]]]:
     """The pictures, and for an animation what each step took the clean pictures to be."""
     images: list[Image.Image] = []
     steps: list[list[Image.Image]] = []
     n_batches = -(-request.n // BATCH_SIZE)
+    n_steps = request.steps - (skipped_steps(request.steps, request.strength, mask is not None) if image else 0)
     # None: shown on a terminal only
-    with tqdm(total=request.steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
+    with tqdm(total=n_steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
         for first in range(0, request.n, BATCH_SIZE):
             estimates: list[Tensor] = []
 
@@ -94,6 +101,11 @@ def paint(
                 generator=image_generators(seed + first, n_here),
                 num_images_per_prompt=n_here,
                 callback_on_step_end=after_step,
+                image=image,
+                strength=request.strength,
+                mask_image=mask,
+                guidance_rescale=request.guidance_rescale,
+                clip_skip=request.clip_skip,
             )
             images += output.images
             with torch.no_grad():
@@ -114,12 +126,20 @@ def parameters_text(
     """The text that the A1111 web interface writes into its PNGs, and that other tools read there."""
     named = request.sampler is None
     sampler = sampler_from_file(pipe.scheduler_config, SCHEDULER) if named else find_sampler(str(request.sampler))
+    extra = {
+        "Denoising strength": None
+        if request.image is None
+        else painted_share(request.strength, request.mask is not None),
+        "Clip skip": None if request.clip_skip is None else request.clip_skip + 1,  # as that interface counts
+    }
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(
         f"Steps: {request.steps}, Sampler: {sampler.title}, CFG scale: {request.guidance_scale:g}, Seed: {seed}, "
-        f"Size: {size[0]}x{size[1]}, Model: {model.resolve().name}, RNG: CPU, Version: miniai {miniai.__version__}"
+        f"Size: {size[0]}x{size[1]}, Model: {model.resolve().name}, "
+        + "".join(f"{name}: {value:g}, " for name, value in extra.items() if value is not None)
+        + f"RNG: CPU, Version: miniai {miniai.__version__}"
     )
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ MAX_N = 256
 MAX_STEPS = 1000
 MAX_SIDE = 4096  # pixels
 MAX_GUIDANCE_SCALE = 100
+MAX_CLIP_SKIP = 64
 MAX_SEED = 2**63 - 1
 
 
@@ -28,7 +29,11 @@ class GenerateRequest:
     - model: folder of a model; None is the one in the package.
     - out: name of the picture, or a folder to put it in. None is a free name made from the prompt, in this folder.
     - animate: name of a GIF of the denoising.
-    - width, height: in pixels; None is the size that the model was trained on.
+    - width, height: in pixels; None is the size of `image`, or without one what the model was trained on.
+    - image: a picture to start from; strength: how much of it is painted anew, 0 to 1. None is 0.8, or 1 with a mask.
+    - mask: a picture as large as `image`, white where something new is to be painted, black where it is to stay.
+    - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast.
+    - clip_skip: how many of the text encoder's last layers are left out; None is what the model was trained with.
     """
 
     prompt: str
@@ -45,6 +50,11 @@ class GenerateRequest:
     dtype: str = "auto"
     width: int | None = None
     height: int | None = None
+    image: Path | None = None
+    strength: int | float | None = None
+    mask: Path | None = None
+    guidance_rescale: int | float = 0.0
+    clip_skip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Targets:
 
 
 def check_request(request: GenerateRequest) -> None:
-    """Raise UserError for a number out of range."""
+    """Raise UserError for a number out of range, and for a strength or a mask of no picture."""
     check_ranges(
         ("--n", request.n, 1, MAX_N, "pictures"),
         ("--steps", request.steps, 1, MAX_STEPS, "steps"),
@@ -68,7 +78,13 @@ def check_request(request: GenerateRequest) -> None:
         ("--width", request.width, 1, MAX_SIDE, "pixels"),
         ("--height", request.height, 1, MAX_SIDE, "pixels"),
         ("--seed", request.seed, 0, MAX_SEED - MAX_N, ""),
+        ("--strength", request.strength, 0, 1, ""),
+        ("--guidance-rescale", request.guidance_rescale, 0, 1, ""),
+        ("--clip-skip", request.clip_skip, 0, MAX_CLIP_SKIP, "layers"),
     )
+    if request.image is None and (request.strength is not None or request.mask is not None):
+        option = "--strength" if request.mask is None else "--mask"
+        raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")
 
 
 def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> None:

@@ -78,10 +78,14 @@ def read_source(
     return Source(images, mask, (height, width))
 
 
+def painted_share(strength: float | None, has_mask: bool) -> float:
+    """`strength`, or where it is None Diffusers' default."""
+    return strength if strength is not None else INPAINTING_STRENGTH if has_mask else IMAGE_TO_IMAGE_STRENGTH
+
+
 def skipped_steps(n_steps: int, strength: float | None, has_mask: bool) -> int:
     """How many of the first steps fall away: all but int(n_steps * strength), as in Diffusers' `get_timesteps`."""
-    if strength is None:
-        strength = INPAINTING_STRENGTH if has_mask else IMAGE_TO_IMAGE_STRENGTH
+    strength = painted_share(strength, has_mask)
     if not (math.isfinite(strength) and 0 <= strength <= 1):
         raise UserError(f"strength {strength} is not possible: give a number from 0 to 1")
     n_kept = min(int(n_steps * strength), n_steps)
