@@ -40,7 +40,7 @@ class Pad:
     """
 
     n: int
-    value: float = -1.0
+    value: int | float = -1.0
 
     def __call__(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h2 w2"]:
         return F.pad(image, (self.n,) * 4, value=self.value)
@@ -69,8 +69,8 @@ class Normalise:
     2.0
     """
 
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    mean: tuple[int | float, ...]
+    deviation: tuple[int | float, ...]
 
     def __call__(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
         mean, deviation = image.new_tensor(self.mean), image.new_tensor(self.deviation)

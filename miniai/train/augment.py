@@ -1,0 +1,226 @@
+"""Augmentation of whole batches on their device: flips, crops, erased and copied patches.
+
+Every augmentation is `augment(images, generators) -> images`: pictures (b, c, h, w), float, in [-1, 1], one generator
+for each, on the CPU. What happens to a picture follows from its own generator alone, at any batch size and on any
+device. `miniai.train.trivial_augment` has one more.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from miniai.base.seeds import make_generator
+from miniai.train.learner import Callback, Learner
+
+Generators = Sequence[torch.Generator]
+Augmentation = Callable[[Float[Tensor, "b c h w"], Generators], Float[Tensor, "b c h w"]]
+
+
+def uniforms(generators: Generators, n: int) -> Float64[Tensor, "b n"]:
+    """`n` numbers in [0, 1) from each generator, on the CPU.
+
+    >>> uniforms([torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)], 2).unique(dim=0).shape
+    torch.Size([1, 2])
+    """
+    return torch.stack([torch.rand(n, generator=one, dtype=torch.float64) for one in generators])
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Left becomes right with probability `p`.
+
+    >>> image = torch.tensor([[[[0.1, 0.9]]]])
+    >>> RandomFlip(p=1.0)(image, [torch.Generator()])
+    tensor([[[[0.9000, 0.1000]]]])
+    """
+
+    p: int | float = 0.5
+
+    def __call__(self, images: Float[Tensor, "b c h w"], generators: Generators) -> Float[Tensor, "b c h w"]:
+        flips = (uniforms(generators, 1) < self.p).to(images.device)
+        return torch.where(flips[:, :, None, None], images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A window of the picture's own size, anywhere in the picture with `padding` pixels of `value` on each side.
+
+    >>> shifted = RandomCrop(padding=1)(torch.ones(1, 1, 4, 4), [torch.Generator().manual_seed(3)])
+    >>> shifted.shape, set(shifted.flatten().tolist()) <= {1.0, -1.0}
+    (torch.Size([1, 1, 4, 4]), True)
+    """
+
+    padding: int = 2
+    value: int | float = -1.0
+
+    def __call__(self, images: Float[Tensor, "b c h w"], generators: Generators) -> Float[Tensor, "b c h w"]:
+        _, _, h, w = images.shape
+        corners = _places(uniforms(generators, 2), 2 * self.padding + 1, 2 * self.padding + 1).to(images.device)
+        padded = F.pad(images, (self.padding,) * 4, value=self.value)
+        rows = corners[:, 0, None, None] + torch.arange(h, device=images.device)[:, None]
+        columns = corners[:, 1, None, None] + torch.arange(w, device=images.device)
+        return _pick(padded, rows.expand(-1, h, w), columns.expand(-1, h, w))
+
+
+@dataclass(frozen=True)
+class RandomErase:
+    """Puts normal noise in place of 0 to `max_patches` patches, each `share` of the height by `share` of the width.
+
+    The noise has the picture's own mean and deviation, and stays within its own range (Zhong et al. 2020 erase with
+    random values; this keeps the statistics that the first layer sees).
+
+    >>> image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    >>> erased = RandomErase(share=0.25, max_patches=1)(image, [torch.Generator().manual_seed(5)])
+    >>> int((erased != image).sum()) in (0, 4), bool(erased.abs().max() <= 1)
+    (True, True)
+    """
+
+    share: int | float = 0.2
+    max_patches: int = 4
+
+    def __call__(self, images: Float[Tensor, "b c h w"], generators: Generators) -> Float[Tensor, "b c h w"]:
+        size = _patch_size(images, self.share)
+        patches, _ = _draw_patches(images, generators, self.max_patches, size)
+        erased = torch.zeros_like(images[:, 0], dtype=torch.bool)
+        for corner, active in patches:
+            erased |= _inside(images, corner, size) & active[:, None, None]
+        shape = images.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(images.device, images.dtype)
+        mean, deviation = (f(dim=(1, 2, 3), keepdim=True) for f in (images.mean, images.std))
+        low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+        fill = torch.minimum(torch.maximum(noise * deviation + mean, low), high)
+        return torch.where(erased[:, None], fill, images)
+
+
+@dataclass(frozen=True)
+class RandomCopy:
+    """Puts another part of the same picture in place of 0 to `max_patches` patches: the distribution stays its own.
+
+    >>> image = torch.arange(64.0).reshape(1, 1, 8, 8)
+    >>> copied = RandomCopy(share=0.25, max_patches=1)(image, [torch.Generator().manual_seed(5)])
+    >>> int((copied != image).sum()) in (0, 4), bool(torch.isin(copied, image).all())
+    (True, True)
+    """
+
+    share: int | float = 0.2
+    max_patches: int = 4
+
+    def __call__(self, images: Float[Tensor, "b c h w"], generators: Generators) -> Float[Tensor, "b c h w"]:
+        size = _patch_size(images, self.share)
+        patches, sources = _draw_patches(images, generators, self.max_patches, size)
+        _, _, h, w = images.shape
+        own_row = torch.arange(h, device=images.device)[:, None].expand(h, w)
+        own_column = torch.arange(w, device=images.device).expand(h, w)
+        for (corner, active), source in zip(patches, sources, strict=True):
+            inside = _inside(images, corner, size) & active[:, None, None]
+            shift = (source - corner)[:, :, None, None]
+            rows = torch.where(inside, own_row + shift[:, 0], own_row)
+            columns = torch.where(inside, own_column + shift[:, 1], own_column)
+            images = _pick(images, rows, columns)
+        return images
+
+
+class Augment(Callback):
+    """Augments each training batch, once it is on its device, by `augmentations` in turn.
+
+    The pictures are the batch itself, its first part, or, if it is a dict, its entry `key`. The generator of item
+    `index` in epoch e, for the k-th augmentation, follows from (seed of the data, e, index, k): not from the batch
+    size, a resume or the device.
+
+    >>> from miniai.train.data import Loader
+    >>> pictures = torch.rand(8, 1, 6, 6) * 2 - 1
+    >>> model = torch.nn.Conv2d(1, 1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> augment = Augment(RandomCrop(1), RandomFlip(), RandomErase(0.3, 1))
+    >>> data = Loader(pictures, 4, seed=0)
+    >>> Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[augment]).fit(1)
+    """
+
+    order = -80
+
+    def __init__(self, *augmentations: Augmentation, key: str = "image") -> None:
+        self.augmentations, self.key = augmentations, key
+        self._order: tuple[int, Int64[Tensor, " n"]] | None = None
+
+    def before_fit(self, learner: Learner) -> None:
+        self._order = None
+
+    def before_batch(self, learner: Learner) -> None:
+        if not learner.training:
+            return
+        if self._order is None or self._order[0] != learner.epoch:
+            self._order = (learner.epoch, learner.train.order(learner.epoch))
+        images = self._images(learner.batch)
+        start = learner.batch_index * learner.train.batch_size
+        indices = self._order[1][start : start + len(images)].tolist()
+        for k, augmentation in enumerate(self.augmentations):
+            images = augmentation(images, item_generators(learner.train.seed, learner.epoch, indices, k))
+        learner.batch = self._with_images(learner.batch, images)
+
+    def _images(self, batch: Any) -> Tensor:
+        return batch if isinstance(batch, Tensor) else batch[self.key if isinstance(batch, dict) else 0]
+
+    def _with_images(self, batch: Any, images: Tensor) -> Any:
+        if isinstance(batch, Tensor):
+            return images
+        if isinstance(batch, dict):
+            return {**batch, self.key: images}
+        if hasattr(batch, "_replace"):
+            return batch._replace(**{batch._fields[0]: images})
+        return type(batch)((images, *batch[1:]))
+
+
+def item_generators(seed: int, epoch: int, indices: Sequence[int], k: int = 0) -> list[torch.Generator]:
+    """The generator of each item for its k-th augmentation in `epoch`; none is the loader's own of that item.
+
+    >>> one, other = item_generators(0, 0, [5, 6])
+    >>> bool(torch.rand(1, generator=one) != torch.rand(1, generator=other))
+    True
+    """
+    return [make_generator(seed, epoch, index + 1, k) for index in indices]
+
+
+def _patch_size(images: Tensor, share: int | float) -> tuple[int, int]:
+    if not 0 < share <= 1:
+        raise ValueError(f"a patch's share of height and width lies within (0, 1], and {share} does not")
+    return max(1, int(share * images.shape[-2])), max(1, int(share * images.shape[-1]))
+
+
+def _draw_patches(
+    images: Tensor, generators: Generators, max_patches: int, size: tuple[int, int]
+) -> tuple[list[tuple[Int64[Tensor, "b 2"], Bool[Tensor, " b"]]], list[Int64[Tensor, "b 2"]]]:
+    """For each of `max_patches`: its upper left corner and whether the picture has it; and another corner to copy."""
+    draws = uniforms(generators, 1 + 4 * max_patches)
+    n_patches = (draws[:, 0] * (max_patches + 1)).long()
+    free_rows, free_columns = images.shape[-2] - size[0] + 1, images.shape[-1] - size[1] + 1
+    patches, sources = [], []
+    for k in range(max_patches):
+        corner = _places(draws[:, 1 + 4 * k : 3 + 4 * k], free_rows, free_columns)
+        patches.append((corner.to(images.device), (k < n_patches).to(images.device)))
+        sources.append(_places(draws[:, 3 + 4 * k : 5 + 4 * k], free_rows, free_columns).to(images.device))
+    return patches, sources
+
+
+def _places(draws: Float64[Tensor, "b 2"], n_rows: int, n_columns: int) -> Int64[Tensor, "b 2"]:
+    return (draws * torch.tensor([n_rows, n_columns])).long()
+
+
+def _inside(images: Tensor, corner: Int64[Tensor, "b 2"], size: tuple[int, int]) -> Bool[Tensor, "b h w"]:
+    """Which pixels lie in the patch of that upper left corner."""
+    rows = torch.arange(images.shape[-2], device=images.device) - corner[:, 0, None]
+    columns = torch.arange(images.shape[-1], device=images.device) - corner[:, 1, None]
+    in_rows, in_columns = (rows >= 0) & (rows < size[0]), (columns >= 0) & (columns < size[1])
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def _pick(
+    images: Float[Tensor, "b c h w"], rows: Int64[Tensor, "b h2 w2"], columns: Int64[Tensor, "b h2 w2"]
+) -> Float[Tensor, "b c h2 w2"]:
+    """The pixel at (row, column) of the same picture, for every place."""
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[each, :, rows, columns].permute(0, 3, 1, 2).contiguous()
