@@ -3,8 +3,8 @@
 1. lists.py: a buffer cut into rows; matrices as lists of lists
 2. matrix.py: a matrix through Python's data model
 3. shapes.py: shapes, strides and broadcasting
-4. kernels.py: the loops where the time goes
-5. ieee.py: functions of numbers that answer inf and nan
+4. ieee.py: functions of numbers that answer inf and nan
+5. kernels.py: the loops where the time goes
 6. strided.py: a buffer read through shape and strides
 7. tensor.py: the tensor
 8. creation.py: tensors made and joined
@@ -32,5 +32,19 @@
 30. train.py: the training loop
 31. safetensors.py: weights read from their file
 32. png.py: pictures written to theirs
-33. __main__.py: the command line
+33. folder.py: a model's folder, its settings and weights
+34. tokenizer.py: text becomes numbers: byte-pair encoding
+35. inference.py: layers that only look forward
+36. clip.py: the text encoder
+37. blocks.py: timestep, attention, residual block, half and double size
+38. transformer.py: a picture's positions look at one another and at the text
+39. unet.py: the network that tells noise from picture
+40. autoencoder.py: latents become pictures
+41. ladder.py: noise levels, and those that sampling visits
+42. sampler.py: denoiser, guidance, DPM++ 2M
+43. mersenne.py: PyTorch's random numbers from a seed
+44. branches.py: two processes for the two answers that guidance needs
+45. pipeline.py: Stable Diffusion, whole
+46. generate.py: a prompt becomes a PNG file
+47. __main__.py: the command line
 """

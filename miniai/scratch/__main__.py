@@ -1,9 +1,15 @@
-"""`python -m miniai.scratch train --data DIR`: the command line of this floor."""
+"""The command line of this floor.
+
+python -m miniai.scratch train --data DIR                a classifier of small grey images
+python -m miniai.scratch generate "a red apple" --steps 8   a picture from a prompt
+"""
 
 import argparse
+import secrets
 import sys
 from pathlib import Path
 
+from miniai.scratch.generate import GenerateRequest, generate
 from miniai.scratch.models import MODELS
 from miniai.scratch.train import TrainConfig, open_split, train
 
@@ -12,27 +18,49 @@ def show(line: str) -> None:
     print(line, end="", file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 2 for what the user can mend, told in one line."""
-    default = TrainConfig()
+def arguments_parser() -> argparse.ArgumentParser:
+    default, request = TrainConfig(), GenerateRequest("")
     parser = argparse.ArgumentParser("python -m miniai.scratch", description="Machine learning from nothing.")
-    command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "train", help="train a classifier on IDX files, such as Fashion-MNIST"
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="train a classifier on IDX files, such as Fashion-MNIST")
     command.add_argument("--data", type=Path, required=True, help="folder of train-images-idx3-ubyte and the others")
     command.add_argument("--model", choices=sorted(MODELS), default=default.model)
     command.add_argument("--epochs", type=int, default=default.n_epochs)
     command.add_argument("--batch-size", type=int, default=default.batch_size)
     command.add_argument("--lr", type=float, default=default.max_lr, help="the peak of one cycle")
     command.add_argument("--seed", type=int, default=default.seed)
-    given = parser.parse_args(arguments)
+    command = commands.add_parser("generate", help="paint a picture with Stable Diffusion")
+    command.add_argument("prompt")
+    command.add_argument("--negative-prompt", default="", help="what the picture should not be")
+    command.add_argument("--seed", type=int, help="the same seed gives the same picture; a fresh one by default")
+    command.add_argument("--steps", type=int, default=request.steps)
+    command.add_argument("--guidance-scale", type=float, default=request.guidance_scale)
+    command.add_argument("--model", type=Path, default=request.model, help="folder in the Diffusers layout")
+    command.add_argument("--out", type=Path, help="name of the PNG file; made from the prompt by default")
+    command.add_argument("--processes", type=int, help="1 or 2; by default as many as there are cores for")
+    return parser
+
+
+def run_train(given: argparse.Namespace) -> str:
+    config = TrainConfig(given.model, given.epochs, given.batch_size, given.lr, given.seed)
+    share = train(config, open_split(given.data, "train"), open_split(given.data, "test"), show)
+    return f"test accuracy {100 * share:.2f} %"
+
+
+def run_generate(given: argparse.Namespace) -> str:
+    asked = {name: value for name, value in vars(given).items() if name != "command"}
+    asked["seed"] = secrets.randbelow(2**32) if given.seed is None else given.seed
+    return str(generate(GenerateRequest(**asked), show))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 2 for what the user can mend, told in one line."""
+    given = arguments_parser().parse_args(arguments)
     try:
-        config = TrainConfig(given.model, given.epochs, given.batch_size, given.lr, given.seed)
-        share = train(config, open_split(given.data, "train"), open_split(given.data, "test"), show)
+        print({"train": run_train, "generate": run_generate}[given.command](given))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"test accuracy {100 * share:.2f} %")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""5. Functions of one or two numbers that answer inf or nan where Python raises, as tensors must (IEEE 754)."""
+"""4. Functions of one or two numbers that answer inf or nan where Python raises, as tensors must (IEEE 754)."""
 
 import math
 import operator

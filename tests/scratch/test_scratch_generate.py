@@ -1,0 +1,356 @@
+"""Stable Diffusion on the standard library alone: every part, and the whole, against the PyTorch path above it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import venv
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from scratch_oracle import assert_same, draw, ours
+from tiny_model import tiny_pipeline
+
+import miniai.scratch
+from miniai.base.images import to_pil
+from miniai.base.seeds import make_generator
+from miniai.diffusion.ladder import LadderRule, make_ladder
+from miniai.diffusion.schedule import NoiseSchedule
+from miniai.diffusion.schedule import ScheduleConfig as UpperScheduleConfig
+from miniai.nn.unet import UNet2DConditionModel as UpperUNet
+from miniai.nn.unet import UNetConfig as UpperUNetConfig
+from miniai.scratch import ladder
+from miniai.scratch.__main__ import main
+from miniai.scratch.autoencoder import Decoder
+from miniai.scratch.branches import Branches, TwoProcesses
+from miniai.scratch.clip import CLIPTextModel
+from miniai.scratch.folder import Weights
+from miniai.scratch.ladder import ScheduleConfig
+from miniai.scratch.mersenne import randn
+from miniai.scratch.pipeline import StableDiffusionPipeline
+from miniai.scratch.png import to_bytes
+from miniai.scratch.tensor import Tensor
+from miniai.scratch.tokenizer import CLIPTokenizer
+from miniai.scratch.unet import UNet2DConditionModel, UNetConfig
+from miniai.sd.pipeline import StableDiffusionPipeline as UpperPipeline
+
+ROOT = Path(miniai.scratch.__file__).parents[2]
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "timestep_spacing": "linspace",
+}
+PROMPT = "a red apple"
+
+
+def saved(folder: Path, prediction_type: str = "v_prediction") -> UpperPipeline:
+    """A tiny model with random weights in `folder`, as the PyTorch path runs it."""
+    pipe = tiny_pipeline(0, prediction_type)
+    pipe.unet.config = replace(pipe.unet.config, sample_size=4)  # pictures of 8×8 pixels
+    pipe.scheduler_config = SCHEDULER | {"prediction_type": prediction_type}
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    saved(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def upper(folder: Path) -> UpperPipeline:
+    return UpperPipeline.from_pretrained(folder)
+
+
+def channels_last(x: torch.Tensor) -> Tensor:
+    """(1, c, h, w) as this floor has maps, (h, w, c)."""
+    return ours(x[0].permute(1, 2, 0).double())
+
+
+@torch.no_grad()
+def test_the_text_encoder_equals_the_one_above(folder: Path, upper: UpperPipeline) -> None:
+    ids = CLIPTokenizer.from_pretrained(folder / "tokenizer")(PROMPT)
+    wanted = upper.text_encoder.double()(torch.tensor([ids])).last_hidden_state[0]
+    assert_same(CLIPTextModel.from_pretrained(folder / "text_encoder")(ids), wanted, 1e-6)
+    upper.text_encoder.float()
+
+
+UNETS: dict[str, dict[str, Any]] = {
+    "like SD 1": {},
+    "like SD 2 and the packaged model": {
+        "use_linear_projection": True,
+        "attention_head_dim": (2, 4),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+        "freq_shift": 1.0,
+        "flip_sin_to_cos": False,
+    },
+    "three levels, an odd size": {
+        "block_out_channels": (4, 4, 8),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": 2,
+        "sample_size": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+@torch.no_grad()
+def test_the_unet_equals_the_one_above(tmp_path: Path, name: str) -> None:
+    config = UpperUNetConfig(
+        **{
+            "sample_size": 4,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "cross_attention_dim": 6,
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+            "freq_shift": 0.0,
+        }
+        | UNETS[name]
+    )
+    torch.manual_seed(0)
+    theirs = UpperUNet(config).double().eval()
+    weights = {name: ours(weight) for name, weight in theirs.state_dict().items()}
+    fields = {name: value for name, value in asdict(config).items() if name != "upcast_attention"}
+    unet = UNet2DConditionModel(UNetConfig(**fields), Weights(tmp_path, weights))
+    x, text = draw((1, 4, config.sample_size, config.sample_size)), draw((1, 5, 6), 1)
+    wanted = theirs(x, torch.tensor([601.0], dtype=torch.float64), text)
+    assert_same(unet(channels_last(x), 601.0, ours(text[0])), wanted[0].permute(1, 2, 0), 1e-5)
+
+
+@torch.no_grad()
+def test_the_decoder_equals_the_one_above(folder: Path, upper: UpperPipeline) -> None:
+    z = draw((1, 4, 5, 3))
+    wanted = upper.vae.double().decode(z)[0].permute(1, 2, 0)
+    assert_same(Decoder.from_pretrained(folder / "vae")(channels_last(z)), wanted, 1e-6)
+    upper.vae.float()
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
+def test_the_ladder_equals_the_one_above(spacing: str, beta_schedule: str) -> None:
+    fields: dict[str, Any] = {"beta_schedule": beta_schedule, "timestep_spacing": spacing, "steps_offset": 1}
+    schedule = NoiseSchedule(UpperScheduleConfig(**fields))
+    rule = LadderRule(whole_timesteps=True, unit_start=True, one_more=True)
+    for n_steps in (1, 2, 7, 8, 20, 61, 333):
+        wanted, found = make_ladder(schedule, n_steps, rule), ladder.make_ladder(ScheduleConfig(**fields), n_steps)
+        assert found.timesteps == wanted.timesteps.tolist()
+        assert found.sigmas == pytest.approx(wanted.sigmas.tolist(), rel=1e-9)
+        assert found.start_scale == pytest.approx(wanted.start_scale)
+
+
+@pytest.mark.parametrize("shape", [(16,), (17,), (31,), (4, 8, 8), (3, 5, 7)])
+def test_a_seed_gives_the_noise_that_pytorch_draws(shape: tuple[int, ...]) -> None:
+    for seed in [*range(20), 2**32 - 1, 2**32, 2**63 - 1]:
+        assert_same(randn(shape, seed), torch.randn(shape, generator=make_generator(seed)).double(), 1e-5)
+
+
+def test_fewer_than_16_numbers_are_drawn_otherwise_there_so_they_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16 numbers"):
+        randn((15,), 0)
+
+
+def levels_apart(image: Tensor, theirs: torch.Tensor) -> int:
+    """The greatest difference of two pictures in any pixel, of 255."""
+    pairs = zip(to_bytes(image), to_pil(theirs)[0].tobytes(), strict=True)
+    return max(abs(a - b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("prediction_type", "n_steps"), [("epsilon", 1), ("v_prediction", 4), ("sample", 1)])
+def test_the_whole_gives_the_picture_of_the_pytorch_path(tmp_path: Path, prediction_type: str, n_steps: int) -> None:
+    upper = saved(tmp_path, prediction_type)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path)
+    request: dict[str, Any] = {"negative_prompt": "sky", "num_inference_steps": n_steps, "guidance_scale": 3.0}
+    steps: list[int] = []
+    image = pipe(PROMPT, **request, seed=5, callback=steps.append)
+    wanted = upper(PROMPT, **request, generator=make_generator(5), output_type="pt").images
+    assert isinstance(wanted, torch.Tensor)
+    assert levels_apart(image, wanted * 2 - 1) <= 1
+    assert steps == list(range(n_steps))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_without_guidance_the_network_is_asked_once_a_step(folder: Path, upper: UpperPipeline, scale: float) -> None:
+    asked: list[int] = []
+
+    class Counting(Branches):
+        def __call__(self, x: Tensor, timestep: float, contexts: list[Tensor]) -> list[Tensor]:
+            asked.append(len(contexts))
+            return super().__call__(x, timestep, contexts)
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.unet = Counting(folder / "unet")
+    image = pipe(PROMPT, num_inference_steps=2, guidance_scale=scale)
+    wanted = upper(
+        PROMPT, num_inference_steps=2, guidance_scale=scale, generator=make_generator(0), output_type="pt"
+    ).images
+    assert isinstance(wanted, torch.Tensor)
+    assert asked == [1, 1]
+    assert levels_apart(image, wanted * 2 - 1) <= 1
+
+
+def test_the_command_paints_in_an_environment_that_holds_no_package(tmp_path: Path, folder: Path) -> None:
+    """In two processes, with a parameters text that other tools read."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    shutil.copytree(ROOT / "miniai" / "scratch", tmp_path / "code" / "miniai" / "scratch")
+    shutil.copy(ROOT / "miniai" / "__init__.py", tmp_path / "code" / "miniai")
+    python = tmp_path / "bare" / "bin" / "python"
+    out = tmp_path / "apple.png"
+    request = [PROMPT, "--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(out), "--processes", "2"]
+    run: dict[str, Any] = {"capture_output": True, "text": True, "cwd": tmp_path / "code", "timeout": 120}
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run([python, "-m", "miniai.scratch", "generate", *request], env=environment, **run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(out)]
+    assert "step 1/2" in done.stderr
+    assert "s left" in done.stderr
+    with Image.open(out) as picture:
+        assert picture.size == (8, 8)
+        assert picture.text["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 3,")
+        alone = StableDiffusionPipeline.from_pretrained(folder)(PROMPT, num_inference_steps=2, seed=3)
+        assert picture.tobytes() == to_bytes(alone)
+    listed = "import importlib.metadata as m; print([d.name for d in m.distributions()])"
+    assert subprocess.run([python, "-c", listed], env=environment, **run).stdout == "[]\n"
+
+
+def edited(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DAMAGE: dict[str, Any] = {
+    "no such folder": (shutil.rmtree, "model_index.json"),
+    "another pipeline": (lambda f: edited(f, "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+    "another sampler": (
+        lambda f: edited(f, "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
+        "sampler EulerDiscreteScheduler is not supported",
+    ),
+    "another spacing of sigmas": (
+        lambda f: edited(f, "scheduler/scheduler_config.json", use_karras_sigmas=True),
+        "only use_karras_sigmas = False",
+    ),
+    "another block": (
+        lambda f: edited(f, "unet/config.json", up_block_types=["UpBlock2D", "ResnetUpsampleBlock2D"]),
+        "unet/config.json: a block of type 'ResnetUpsampleBlock2D' is not supported",
+    ),
+    "an unknown option": (lambda f: edited(f, "unet/config.json", magic=3), "magic is not supported"),
+    "an option at another value": (lambda f: edited(f, "unet/config.json", act_fn="gelu"), "only act_fn = 'silu'"),
+    "text for a number": (lambda f: edited(f, "vae/config.json", latent_channels="4"), "latent_channels cannot be '4'"),
+    "heads that do not share": (lambda f: edited(f, "unet/config.json", attention_head_dim=3), "3 heads cannot share"),
+    "one level too many": (lambda f: edited(f, "unet/config.json", block_out_channels=[8, 16, 16]), "names 3 levels"),
+    "groups that do not divide": (
+        lambda f: edited(f, "vae/config.json", norm_num_groups=3),
+        "8 channels cannot be divided into 3 groups",
+    ),
+    "not JSON": (lambda f: (f / "unet" / "config.json").write_text("<html>"), "unet/config.json is not JSON"),
+    "a list": (lambda f: (f / "vae" / "config.json").write_text("[]"), "expected a JSON object"),
+    "half the weights": (lambda f: cut_in_half(f / "unet" / WEIGHTS), "truncated"),
+    "another width": (
+        lambda f: edited(f, "text_encoder/config.json", intermediate_size=48),
+        r"mlp.fc1.weight is \[32, 16\], the config beside it needs \[48, 16\]",
+    ),
+    "a layer less": (lambda f: edited(f, "text_encoder/config.json", num_hidden_layers=1), "has no place in the model"),
+    "a layer more": (
+        lambda f: edited(f, "text_encoder/config.json", num_hidden_layers=3),
+        "layers.2.self_attn.q_proj.weight is missing",
+    ),
+    "another activation": (lambda f: edited(f, "text_encoder/config.json", hidden_act="relu"), "hidden_act 'relu'"),
+    "a window too long": (
+        lambda f: edited(f, "tokenizer/tokenizer_config.json", model_max_length=99),
+        "the parts do not belong together",
+    ),
+    "no merges": (lambda f: (f / "tokenizer" / "merges.txt").unlink(), "merges.txt"),
+    "another model's merges": (
+        lambda f: (f / "tokenizer" / "merges.txt").write_text("#version: 0.2\nzz qq\n"),
+        "'zz qq' makes no token",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_told_in_one_line_that_names_it(folder: Path, tmp_path: Path, capsys, name: str) -> None:
+    damage, message = DAMAGE[name]
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    damage(copy)
+    assert main(["generate", PROMPT, "--model", str(copy), "--processes", "1", "--out", str(tmp_path / "x.png")]) == 2
+    shown, _, error = capsys.readouterr().err.rpartition("\r")
+    assert re.fullmatch(f"error: .*{re.escape(str(copy))}.*\n", error), error
+    assert re.search(message, error), error
+    assert "\n" not in shown
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps 0 is out of range: give 1 to 1000"),
+        (["--guidance-scale", "nan"], "--guidance-scale nan is out of range"),
+        (["--seed", "-1"], "--seed -1 is out of range"),
+        (["--processes", "3"], "--processes 3 is out of range"),
+        (["--out", "x.jpg"], "give a name that ends in .png"),
+        (["--out", "nowhere/x.png"], "its folder is missing"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_told_before_anything_is_read(
+    capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", PROMPT, "--model", "missing", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_prompt_that_is_too_long_is_painted_with_a_notice(capsys, folder: Path, tmp_path: Path) -> None:
+    options = ["--model", str(folder), "--steps", "1", "--guidance-scale", "1", "--out", str(tmp_path / "x.png")]
+    assert main(["generate", "cat " * 40, *options]) == 0
+    assert "notice: the prompt is longer than the model's 14 tokens" in capsys.readouterr().err
+
+
+def test_a_picture_without_a_name_gets_a_free_one_from_the_prompt(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["generate", "A red Apple!", "--model", str(folder), "--steps", "1", "--guidance-scale", "1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-red-apple-2.png", "a-red-apple.png"]
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_not_a_black_picture(folder: Path, tmp_path: Path) -> None:
+    upper = UpperPipeline.from_pretrained(folder)
+    upper.vae.decoder.conv_out.bias.data[0] = float("nan")
+    upper.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="decoder.conv_out.bias holds a number that is infinite or not a number"):
+        StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_a_helper_that_has_ended_is_told_in_one_line(folder: Path) -> None:
+    two = TwoProcesses(folder / "unet")
+    two.helper.kill()
+    two.helper.join()
+    x, text = ours(draw((8, 8, 4))), ours(draw((3, 16), 1))
+    with pytest.raises(OSError, match="the second process has ended"):
+        two(x, 5.0, [text, text])
+    assert len(two(x, 5.0, [text])) == 1
