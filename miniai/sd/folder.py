@@ -82,10 +82,9 @@ def read_folder(
 
     def read_module(weights: str, build: Callable[[dict[str, Any], str], Module], rename: Names = dict) -> Module:
         part, stem = folder / Path(weights).parent, Path(weights).stem
-        module = _build(part / "config.json", build)
-        tensors, where = read_part(part, stem, variant, safetensors_only)
-        give_weights(module, rename(tensors), where, dtype, device)
-        return module.eval()
+        return _fill(
+            _build(part / "config.json", build), read_part(part, stem, variant, safetensors_only), rename, dtype, device
+        )
 
     components = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -96,8 +95,14 @@ def read_folder(
         vae=read_module(VAE_WEIGHTS, lambda *c: AutoencoderKL(VAEConfig.from_dict(*c)), vae_names),
         scheduler_config=_read_scheduler(folder / SCHEDULER),
     )
-    _check_fit(folder, components)
+    check_fit(str(folder), components)
     return components
+
+
+def read_vae_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
+    """An autoencoder alone, from the folder with its config.json."""
+    module = _build(folder / "config.json", lambda *c: AutoencoderKL(VAEConfig.from_dict(*c)))
+    return _fill(module, read_part(folder, Path(VAE_WEIGHTS).stem, None, False), vae_names, dtype, device)
 
 
 def write_folder(folder: str | os.PathLike[str], components: Components) -> None:
@@ -153,6 +158,14 @@ def _build(config_path: Path, build: Callable[[dict[str, Any], str], Module]) ->
         raise UserError(f"{config_path} describes a model that cannot be built ({reason}): correct it") from error
 
 
+def _fill(
+    module: Module, found: tuple[dict[str, Tensor], str], rename: Names, dtype: torch.dtype, device: torch.device
+) -> Module:
+    tensors, where = found
+    give_weights(module, rename(tensors), where, dtype, device)
+    return module.eval()
+
+
 def _read_scheduler(path: Path) -> dict[str, Any]:
     """The raw content, since each sampler has its own defaults for missing keys; checked with those of one of them."""
     values = _read_object(path)
@@ -167,8 +180,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_fit(folder: Path, parts: Components) -> None:
-    """Each part may be whole by itself and still not belong to the others."""
+def check_fit(where: str, parts: Components) -> None:
+    """Each part may be whole by itself and still not belong to the others: then raise UserError, naming `where`."""
     text, unet, vae = parts.text_encoder.config, parts.unet.config, parts.vae.config
     n_tokens, window = len(parts.tokenizer), parts.tokenizer.model_max_length
     channels, latent = (unet.in_channels, unet.out_channels), vae.latent_channels
@@ -189,7 +202,7 @@ def _check_fit(folder: Path, parts: Components) -> None:
     ]
     for holds, how in claims:
         if not holds:
-            raise UserError(f"{folder}: the parts do not belong together ({how}): get the folder again")
+            raise UserError(f"{where}: the parts do not belong together ({how}): get it again")
 
 
 def _write_module(folder: Path, weights: str, module: Any, notes: dict[str, Any]) -> None:

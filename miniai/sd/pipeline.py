@@ -19,7 +19,7 @@ from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
 from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
-from miniai.diffusion.schedule import NoiseSchedule
+from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
@@ -27,6 +27,7 @@ from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.prompts import PromptReader
+from miniai.sd.single_file import read_single_file
 from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -92,6 +93,24 @@ class StableDiffusionPipeline:
             folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, variant=variant
         )
         parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
+        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | os.PathLike[str],
+        torch_dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
+        vae: AutoencoderKL | str | os.PathLike[str] | None = None,
+        prediction_type: PredictionType | None = None,
+    ) -> "StableDiffusionPipeline":
+        """Read a .safetensors or .ckpt file of Stable Diffusion 1.x or 2.x, offline.
+
+        `miniai.sd.deduced_configs` says what is deduced and how; arguments and errors are those of `read_single_file`.
+        """
+        parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type)
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
