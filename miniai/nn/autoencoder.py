@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
+from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
 NEUTRAL: dict[str, Any] = {
@@ -76,24 +76,6 @@ class DiagonalGaussian:
         return kl.flatten(1).sum(1)
 
 
-class AutoencoderAttention(nn.Module):
-    """Self-attention over all positions with one head, as a residual."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = GroupNorm(groups, channels, eps=1e-6)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (project(tokens)[:, None] for project in (self.to_q, self.to_k, self.to_v))
-        attended = self.to_out[0](attend(q, k, v)[:, 0])
-        return x + attended.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
-
-
 class MidBlock(nn.Module):
     """At the lowest resolution: residual block, attention (unless left out), residual block."""
 
@@ -102,7 +84,7 @@ class MidBlock(nn.Module):
         channels, groups = config.block_out_channels[-1], config.norm_num_groups
         self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, None, groups, 1e-6) for _ in range(2))
         self.attentions = nn.ModuleList(
-            [AutoencoderAttention(channels, groups)] if config.mid_block_add_attention else []
+            [SelfAttention2D(channels, groups, n_heads=1, eps=1e-6)] if config.mid_block_add_attention else []
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -86,6 +86,29 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
 
+class SelfAttention2D(nn.Module):
+    """Group norm and multi-head self-attention over all positions of a feature map, as a residual."""
+
+    def __init__(self, channels: int, groups: int, n_heads: int, eps: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.group_norm = GroupNorm(groups, channels, eps=eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Float[Tensor, "b c h w"], context: None = None) -> Float[Tensor, "b c h w"]:
+        """`context` is there to be called as a transformer is."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (
+            project(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        attended = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return x + attended.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
+
+
 class ResnetBlock2D(nn.Module):
     """norm, SiLU, 3×3 convolution, twice, the timestep added between, around an identity path (He et al. 2016)."""
 

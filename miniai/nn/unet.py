@@ -6,7 +6,7 @@ block also receives what the block opposite to it put out on the way down.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -87,12 +87,42 @@ class UNetConfig:
         n = self.attention_head_dim
         return n if isinstance(n, int) else n[level]
 
+    def attention(self, channels: int, level: int) -> nn.Module:
+        """What stands behind a residual block of a level with attention."""
+        return Transformer2DModel(
+            channels,
+            self.heads(level),
+            self.cross_attention_dim,
+            depth=self.transformer_layers_per_block,
+            groups=self.norm_num_groups,
+            use_linear_projection=self.use_linear_projection,
+        )
+
+
+@runtime_checkable
+class ShapeConfig(Protocol):
+    """What the blocks below need to know of their network."""
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]: ...
+    @property
+    def down_block_types(self) -> tuple[str, ...]: ...
+    @property
+    def up_block_types(self) -> tuple[str, ...]: ...
+    @property
+    def layers_per_block(self) -> int: ...
+    @property
+    def norm_num_groups(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    def attention(self, channels: int, level: int) -> nn.Module: ...
+
 
 class Block2D(nn.Module):
-    """Residual blocks of one level, each with a transformer behind it where the level has attention."""
+    """Residual blocks of one level, each with attention behind it where the level has that."""
 
     def __init__(
-        self, config: UNetConfig, in_channels: list[int], out_channels: int, level: int, attention: bool
+        self, config: ShapeConfig, in_channels: list[int], out_channels: int, level: int, attention: bool
     ) -> None:
         super().__init__()
         time_dim = config.block_out_channels[0] * 4
@@ -100,13 +130,13 @@ class Block2D(nn.Module):
             ResnetBlock2D(c, out_channels, time_dim, config.norm_num_groups, config.norm_eps) for c in in_channels
         )
         if attention:
-            self.attentions = nn.ModuleList(_transformer(config, out_channels, level) for _ in in_channels)
+            self.attentions = nn.ModuleList(config.attention(out_channels, level) for _ in in_channels)
         self.has_attention = attention
 
     def step(
-        self, i: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+        self, i: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
     ) -> Float[Tensor, "b c2 h w"]:
-        """Residual block `i`, and its transformer if there is one."""
+        """Residual block `i`, and its attention if there is one."""
         x = self.resnets[i](x, time)
         return self.attentions[i](x, context) if self.has_attention else x
 
@@ -114,16 +144,16 @@ class Block2D(nn.Module):
 class DownBlock2D(Block2D):
     """One level on the way down; the last level keeps its resolution."""
 
-    def __init__(self, config: UNetConfig, level: int) -> None:
+    def __init__(self, config: ShapeConfig, level: int) -> None:
         c_in = config.block_out_channels[max(level - 1, 0)]
         c_out = config.block_out_channels[level]
-        attention = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        attention = config.down_block_types[level] != "DownBlock2D"
         super().__init__(config, [c_in] + [c_out] * (config.layers_per_block - 1), c_out, level, attention)
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample2D(c_out)])
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The feature map, and the list of maps that the way up will want."""
         skips = []
@@ -139,7 +169,7 @@ class DownBlock2D(Block2D):
 class UpBlock2D(Block2D):
     """One level on the way up: each residual block gets the map from the way down beside its input."""
 
-    def __init__(self, config: UNetConfig, level: int) -> None:
+    def __init__(self, config: ShapeConfig, level: int) -> None:
         channels = config.block_out_channels
         c_out = channels[level]
         c_below = channels[min(level + 1, len(channels) - 1)]  # what comes up from the level below
@@ -147,7 +177,7 @@ class UpBlock2D(Block2D):
         n = config.layers_per_block + 1
         skips = [c_out] * (n - 1) + [c_first]
         inputs = [c_below] + [c_out] * (n - 1)
-        attention = config.up_block_types[len(channels) - 1 - level] == "CrossAttnUpBlock2D"
+        attention = config.up_block_types[len(channels) - 1 - level] != "UpBlock2D"
         super().__init__(config, [a + b for a, b in zip(inputs, skips, strict=True)], c_out, level, attention)
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(c_out)])
 
@@ -156,7 +186,7 @@ class UpBlock2D(Block2D):
         x: Float[Tensor, "b c h w"],
         skips: list[Tensor],
         time: Float[Tensor, "b t"],
-        context: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b n d"] | None,
         size: tuple[int, int] | None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """`skips` are this level's maps, last first to be used; `size` is the next level's height and width."""
@@ -166,39 +196,68 @@ class UpBlock2D(Block2D):
 
 
 class MidBlock2D(nn.Module):
-    """At the lowest resolution: residual block, transformer, residual block."""
+    """At the lowest resolution: residual block, attention, residual block."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: ShapeConfig) -> None:
         super().__init__()
         channels = config.block_out_channels[-1]
         time_dim = config.block_out_channels[0] * 4
-        self.attentions = nn.ModuleList([_transformer(config, channels, len(config.block_out_channels) - 1)])
+        self.attentions = nn.ModuleList([config.attention(channels, len(config.block_out_channels) - 1)])
         self.resnets = nn.ModuleList(
             ResnetBlock2D(channels, channels, time_dim, config.norm_num_groups, config.norm_eps) for _ in range(2)
         )
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"]
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
     ) -> Float[Tensor, "b c h w"]:
         x = self.attentions[0](self.resnets[0](x, time), context)
         return self.resnets[1](x, time)
 
 
-class UNet2DConditionModel(nn.Module):
-    """Predicts noise (or v, or x0, as the schedule says) from noisy latents, a timestep and text."""
+class UNet(nn.Module):
+    """Down, through the middle and up again: what every U-Net here shares."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: ShapeConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.config = config
         channels = config.block_out_channels
         levels = range(len(channels))
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
         self.down_blocks = nn.ModuleList(DownBlock2D(config, level) for level in levels)
         self.mid_block = MidBlock2D(config)
         self.up_blocks = nn.ModuleList(UpBlock2D(config, level) for level in reversed(levels))
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    def run(
+        self, sample: Float[Tensor, "b c_in h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+    ) -> Float[Tensor, "b c_out h w"]:
+        """`time` is the embedded timestep, with whatever else every block should know; `context` are text tokens."""
+        x = self.conv_in(sample)
+        levels: list[list[Tensor]] = []  # the maps each level up will consume
+        below = [x]
+        for block in self.down_blocks:
+            x, skips = block(x, time, context)
+            # The map made by halving is used one level further down, where it was the input.
+            halved = [skips.pop()] if block.downsamplers is not None else []
+            levels.append(below + skips)
+            below = halved
+
+        x = self.mid_block(x, time, context)
+
+        for block in self.up_blocks:
+            skips = levels.pop()
+            size = (levels[-1][-1].shape[2], levels[-1][-1].shape[3]) if levels else None
+            x = block(x, skips, time, context, size)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class UNet2DConditionModel(UNet):
+    """Predicts noise (or v, or x0, as the schedule says) from noisy latents, a timestep and text."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config, config.in_channels, config.out_channels)
+        self.config = config
 
     def forward(
         self,
@@ -207,40 +266,10 @@ class UNet2DConditionModel(nn.Module):
         encoder_hidden_states: Float[Tensor, "b n d"],
     ) -> Float[Tensor, "b c_out h w"]:
         """`sample`: noisy latents; `timestep`: 0 to 999, may be fractional; `encoder_hidden_states`: text tokens."""
-        config = self.config
         embedded = sinusoidal_embedding(
             timestep,
-            config.block_out_channels[0],
-            flip_sin_to_cos=config.flip_sin_to_cos,
-            freq_shift=config.freq_shift,
+            self.config.block_out_channels[0],
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
         )
-        time = self.time_embedding(embedded.to(sample.dtype))
-
-        x = self.conv_in(sample)
-        levels: list[list[Tensor]] = []  # the maps each level up will consume
-        below = [x]
-        for block in self.down_blocks:
-            x, skips = block(x, time, encoder_hidden_states)
-            # The map made by halving is used one level further down, where it was the input.
-            halved = [skips.pop()] if block.downsamplers is not None else []
-            levels.append(below + skips)
-            below = halved
-
-        x = self.mid_block(x, time, encoder_hidden_states)
-
-        for block in self.up_blocks:
-            skips = levels.pop()
-            size = (levels[-1][-1].shape[2], levels[-1][-1].shape[3]) if levels else None
-            x = block(x, skips, time, encoder_hidden_states, size)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-
-def _transformer(config: UNetConfig, channels: int, level: int) -> Transformer2DModel:
-    return Transformer2DModel(
-        channels,
-        config.heads(level),
-        config.cross_attention_dim,
-        depth=config.transformer_layers_per_block,
-        groups=config.norm_num_groups,
-        use_linear_projection=config.use_linear_projection,
-    )
+        return self.run(sample, self.time_embedding(embedded.to(sample.dtype)), encoder_hidden_states)
