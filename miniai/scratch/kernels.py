@@ -214,7 +214,7 @@ if numba is not None:
     fill_rows_compiled = compiled(unwrap(fill_rows))
     fill_normalised_chosen = compiled(unwrap(fill_normalised))
     fill_softmax_chosen = compiled(unwrap(fill_softmax))
-    numba.extending.overload(ieee.sigmoid)(lambda x: unwrap(ieee.sigmoid))  # the activations call it
+    numba.extending.overload(ieee.sigmoid, strict=False)(lambda x: unwrap(ieee.sigmoid))  # activations call it
 
     def matmul_numba(a: array, b: array, n: int, k: int, m: int) -> array:
         """The same, compiled: measured, 1 ns a product. Large products share their rows among threads, which run at
