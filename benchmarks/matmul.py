@@ -1,28 +1,65 @@
 """One product of matrices in the stages of miniai/scratch, from three Python loops to PyTorch, side by side.
 
 python benchmarks/matmul.py [--size 64] [--out benchmarks/results/matmul.png]
+
+Numba's rows are there where Numba is installed; the GPU's where there is one, or with NUMBA_ENABLE_CUDASIM=1 in the
+environment, which simulates it in Python: right, and very slow.
 """
 
 import argparse
+import os
 import platform
 import time
+from array import array
 from collections.abc import Callable
 
 import torch
 
+from miniai.scratch import kernels
 from miniai.scratch.lists import matmul_lists
-from miniai.scratch.matmul import matmul_broadcast, matmul_einsum, matmul_kernel, matmul_loops, matmul_rows
+from miniai.scratch.matmul import (
+    cuda,
+    matmul_broadcast,
+    matmul_cuda,
+    matmul_einsum,
+    matmul_grid,
+    matmul_loops,
+    matmul_rows,
+)
 from miniai.scratch.rng import Rng
 from miniai.scratch.tensor import Tensor
 
-STAGES = {
-    "lists of lists, three loops": lambda a, b: Tensor(matmul_lists(a.tolist(), b.tolist())),
-    "flat buffer, three loops": matmul_loops,
-    "rows times columns": matmul_rows,
-    "broadcasting a row": matmul_broadcast,
-    "einsum": matmul_einsum,
-    "kernel (sum of map of mul)": matmul_kernel,
-}
+Stage = Callable[[Tensor, Tensor], Tensor]
+
+
+def flat(function: Callable[..., array]) -> Stage:
+    """A product of flat buffers as one of tensors."""
+    return lambda a, b: Tensor.of(function(a.flat(), b.flat(), *a.shape, b.shape[1]), (a.shape[0], b.shape[1]))
+
+
+def long_integers(b: Tensor) -> Stage:
+    """`b` is packed beforehand, as a layer's weights are."""
+    layer = kernels.pack_python(b.transpose(0, 1).flat(), array("d", bytes(8 * b.shape[1])))
+    return lambda a, _: Tensor.of(kernels.linear_python(a.flat(), layer), (a.shape[0], b.shape[1]))
+
+
+def stages(b: Tensor) -> dict[str, Stage]:
+    found: dict[str, Stage] = {
+        "lists of lists, three loops": lambda a, b: Tensor(matmul_lists(a.tolist(), b.tolist())),
+        "flat buffer, three loops": matmul_loops,
+        "rows times columns": matmul_rows,
+        "broadcasting a row": matmul_broadcast,
+        "einsum": matmul_einsum,
+        "a grid of threads, one after another": matmul_grid,
+        "sum of map of mul" if kernels.dot is kernels.dot_python else "math.sumprod": flat(kernels.matmul_python),
+        "rows inside long integers": long_integers(b),
+    }
+    if kernels.numba is not None:
+        found["Numba"] = flat(kernels.matmul)
+    if cuda is not None and cuda.is_available():
+        simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+        found[f"CUDA kernel, {'simulated' if simulated else 'on a GPU'}"] = matmul_cuda
+    return found
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
@@ -48,9 +85,9 @@ def main() -> None:
     wanted = x @ y
 
     found = {}
-    for name, stage in STAGES.items():
+    for name, stage in stages(b).items():
         product = torch.tensor(stage(a, b).tolist(), dtype=torch.float64)
-        torch.testing.assert_close(product, wanted)
+        torch.testing.assert_close(product, wanted, rtol=1e-5, atol=1e-5)
         found[name] = seconds(lambda stage=stage: stage(a, b), options.repeats)
     found["PyTorch"] = seconds(lambda: x @ y, 100)
 

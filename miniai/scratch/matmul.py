@@ -4,13 +4,22 @@ All give the same numbers as `a @ b`; benchmarks/matmul.py times them side by si
 """
 
 from array import array
+from functools import cache
+from inspect import unwrap
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from miniai.scratch import kernels
 from miniai.scratch.creation import stack, zeros
 from miniai.scratch.einsum import einsum
 from miniai.scratch.tensor import Tensor
+
+try:
+    from numba import cuda
+except ImportError:  # optional: the grid below runs without, one thread after another
+    cuda = None
+
+BLOCK = 16  # threads of a block of the grid, each way
 
 
 def sizes(a: Tensor, b: Tensor) -> tuple[int, int, int]:
@@ -88,3 +97,47 @@ def matmul_pool(a: Tensor, b: Tensor, n_workers: int) -> Tensor:
         for rows in pool.map(multiply, shares):
             product.extend(rows)
     return Tensor.of(product, (n, m))
+
+
+def fill_cell(a: array, b: array, product: array, i: int, j: int, n: int, k: int, m: int) -> None:
+    """What one thread of a GPU does: one entry of the product. Blocks are square and the product need not be, so
+    threads beyond its edge have nothing to do."""
+    if i < n and j < m:
+        total = 0.0
+        for inner in range(k):
+            total += a[i * k + inner] * b[inner * m + j]
+        product[i * m + j] = total
+
+
+def matmul_grid(a: Tensor, b: Tensor) -> Tensor:
+    """As a GPU does it: a grid of blocks of threads, one for each entry; but one thread after another."""
+    n, k, m = sizes(a, b)
+    x, y, product = a.flat(), b.flat(), zeros(n, m)
+    for block_i in range(0, n, BLOCK):
+        for block_j in range(0, m, BLOCK):
+            for i in range(block_i, block_i + BLOCK):
+                for j in range(block_j, block_j + BLOCK):
+                    fill_cell(x, y, product.storage, i, j, n, k, m)
+    return product
+
+
+@cache
+def cuda_kernel() -> Any:
+    """The same thread, compiled for a GPU: it asks where in the grid it stands."""
+    cell = cuda.jit(device=True)(unwrap(fill_cell))
+
+    def kernel(a: array, b: array, product: array, n: int, k: int, m: int) -> None:
+        i, j = cuda.grid(2)
+        cell(a, b, product, i, j, n, k, m)
+
+    return cuda.jit(unwrap(kernel))
+
+
+def matmul_cuda(a: Tensor, b: Tensor) -> Tensor:
+    """All threads at once, on an NVIDIA GPU; or on Numba's simulator, where NUMBA_ENABLE_CUDASIM=1 is set."""
+    n, k, m = sizes(a, b)
+    if cuda is None or not cuda.is_available():
+        raise RuntimeError("this needs Numba, and a GPU or NUMBA_ENABLE_CUDASIM=1")
+    x, y, product = cuda.to_device(a.flat()), cuda.to_device(b.flat()), cuda.device_array(n * m)
+    cuda_kernel()[(-(-n // BLOCK), -(-m // BLOCK)), (BLOCK, BLOCK)](x, y, product, n, k, m)
+    return Tensor.of(array("d", product.copy_to_host().tolist()), (n, m))

@@ -9,8 +9,11 @@ from scratch_oracle import assert_same, draw, error_of, few, ours, seeds
 from miniai.scratch.creation import zeros
 from miniai.scratch.einsum import einsum
 from miniai.scratch.matmul import (
+    cuda,
     matmul_broadcast,
+    matmul_cuda,
     matmul_einsum,
+    matmul_grid,
     matmul_kernel,
     matmul_loops,
     matmul_pool,
@@ -84,7 +87,7 @@ def test_signs_that_are_no_letters_are_named() -> None:
         einsum("i1->i", zeros(2, 3))
 
 
-STAGES = [matmul_loops, matmul_rows, matmul_broadcast, matmul_einsum, matmul_kernel]
+STAGES = [matmul_loops, matmul_rows, matmul_broadcast, matmul_einsum, matmul_kernel, matmul_grid]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
@@ -93,6 +96,20 @@ STAGES = [matmul_loops, matmul_rows, matmul_broadcast, matmul_einsum, matmul_ker
 def test_every_stage_gives_pytorchs_product(stage, n: int, k: int, m: int, seed: int) -> None:
     a, b = draw((n, k), seed), draw((m, k), seed + 1).T
     assert_same(stage(ours(a), ours(b)), a @ b)
+
+
+def test_a_grid_of_blocks_covers_a_product_to_its_edges() -> None:
+    a, b = draw((17, 2)), draw((2, 18), 1)
+    assert_same(matmul_grid(ours(a), ours(b)), a @ b)
+
+
+def test_the_kernel_for_a_gpu_gives_the_same_product_or_says_what_it_needs() -> None:
+    a, b = draw((17, 2)), draw((2, 5), 1)
+    if cuda is not None and cuda.is_available():
+        assert_same(matmul_cuda(ours(a), ours(b)), a @ b)
+    else:
+        with pytest.raises(RuntimeError, match="this needs Numba, and a GPU or NUMBA_ENABLE_CUDASIM=1"):
+            matmul_cuda(ours(a), ours(b))
 
 
 def test_processes_share_the_rows_and_give_the_same_product() -> None:
