@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from miniai.diffusion.parametrisation import like_images, training_target
-from miniai.diffusion.schedule import NoiseSchedule, PredictionType
+from miniai.diffusion.schedule import SMALLEST_ALPHA_BAR, NoiseSchedule, PredictionType
+from miniai.diffusion.weighting import WeightOfX0, as_weight_of_prediction
 
 Network = Callable[..., Tensor]
 TimestepSampling = Literal["uniform", "logit_normal"]
@@ -25,6 +26,7 @@ class DiffusionObjective:
     - weighting, gamma: "none" is Ho et al.'s simple loss; "min_snr" is Hang et al. 2023, and "min_snr_plus_one" the
       same with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
     - timesteps, timestep_shift, stratified: see `draw_timesteps`.
+    - weight: in place of `weighting`, the weight of the error in x0 at each sigma: see `miniai.diffusion.weighting`.
     """
 
     schedule: NoiseSchedule
@@ -33,6 +35,7 @@ class DiffusionObjective:
     timesteps: TimestepSampling = "uniform"
     timestep_shift: int | float = 1.0
     stratified: bool = True
+    weight: WeightOfX0 | None = None
 
     def __call__(
         self,
@@ -59,6 +62,7 @@ class DiffusionObjective:
             generator=generator,
             t=t,
             condition=condition,
+            weight=self.weight,
         )
 
 
@@ -73,6 +77,7 @@ def diffusion_loss(
     t: Int[Tensor, " b"] | None = None,
     condition: Any = None,
     snr_offset: float = 0.0,
+    weight: WeightOfX0 | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the network's prediction at random noise levels, in float32: Ho et al. 2020, eq. 14.
 
@@ -80,6 +85,7 @@ def diffusion_loss(
     x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. It may run under autocast: the error is taken in float32 anyway.
 
     - gamma, snr_offset: weights of `min_snr_weight`; gamma None for none.
+    - weight: in their place, the weight of the error in x0 at each sigma.
     - generator: draws t (where not given) and the noise, in float32 on its own device.
     """
     if t is None:
@@ -93,7 +99,9 @@ def diffusion_loss(
     sigma = ((1 - level) / level).sqrt().to(x0.device, torch.float32)
     target = training_target(prediction_type, x0, noise, sigma)
     error = (prediction.float() - target).square().flatten(1).mean(1)
-    if gamma is not None:
+    if weight is not None:
+        error = error * weight_of_prediction(weight, level, prediction_type).to(x0.device, torch.float32)
+    elif gamma is not None:
         error = error * min_snr_weight(level, prediction_type, gamma, snr_offset).to(x0.device, torch.float32)
     return error.mean()
 
@@ -115,6 +123,14 @@ def min_snr_weight(
         # Without an offset the quotient is 1 at SNR 0, where 0 / 0 would not say so.
         return (gamma / snr).clamp(max=1) if offset == 0 else weight_of_x0 / snr
     return weight_of_x0 / (snr + 1)
+
+
+def weight_of_prediction(
+    weight: WeightOfX0, alpha_bar: Float[Tensor, " b"], prediction_type: PredictionType
+) -> Float[Tensor, " b"]:
+    """The weight of the error in what the network predicts; without signal, that of the least signal there is."""
+    level = alpha_bar.clamp(min=SMALLEST_ALPHA_BAR)
+    return as_weight_of_prediction(weight, ((1 - level) / level).sqrt(), prediction_type)
 
 
 def draw_timesteps(

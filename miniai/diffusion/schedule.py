@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
@@ -60,6 +60,9 @@ def make_betas(config: ScheduleConfig) -> Float[Tensor, " t"]:
         betas = torch.linspace(config.beta_start, config.beta_end, n, dtype=torch.float64)
     elif config.beta_schedule == "scaled_linear":  # Rombach et al. 2022, their code: linear in the square root
         betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, n, dtype=torch.float64) ** 2
+    elif config.beta_schedule == "sigmoid":  # Xu et al. 2022 (GeoDiff), as Diffusers has it
+        ramp = torch.linspace(-6, 6, n, dtype=torch.float64).sigmoid()
+        betas = config.beta_start + ramp * (config.beta_end - config.beta_start)
     else:  # Nichol & Dhariwal 2021, eq. 17, with their cap of 0.999
         t = torch.arange(n + 1, dtype=torch.float64) / n
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
