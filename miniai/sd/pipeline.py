@@ -26,7 +26,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
-from miniai.sd.prompts import PromptReader
+from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.single_file import read_single_file
 from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -156,6 +156,8 @@ class StableDiffusionPipeline:
         prompt_embeds: Float[Tensor, "p n d"] | None = None,
         negative_prompt_embeds: Float[Tensor, "p n d"] | None = None,
         clip_skip: int | None = None,
+        prompt_syntax: PromptSyntax = "plain",
+        long_prompts: LongPrompts = "cut",
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionOutput:
         """Paint `num_images_per_prompt` pictures of each prompt.
@@ -174,16 +176,16 @@ class StableDiffusionPipeline:
           None is 0.8; with a mask 1, which starts from noise alone.
         - mask_image: white where something new is painted, black where the picture stays; as large as `image`.
         - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
-        - clip_skip: see `PromptReader`.
+        - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and raise `StopSampling` to end early.
 
-        Raises UserError for a request that cannot be met. A prompt that is too long is cut, with a UserNotice.
+        Raises UserError for a request that cannot be met.
         """
         # 1. The text, as one vector per token: for each picture what it should be, and what it should not
         scale = guidance_strength(guidance_scale)
         check_shares(guidance_rescale=guidance_rescale, eta=eta)
         check_tensor_names(callback_on_step_end_tensor_inputs)
-        reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip)
+        reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
         texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
         condition, unconditional = (self.for_each_picture(text, num_images_per_prompt) for text in texts)
 

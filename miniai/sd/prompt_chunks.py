@@ -1,0 +1,57 @@
+"""Prompts of any length as windows of tokens, each as long as the text encoder can read."""
+
+from dataclasses import dataclass
+
+from miniai.sd.prompt_weights import Weighted
+from miniai.sd.tokenizer import CLIPTokenizer
+
+# A window that would end within a phrase ends at the last comma instead, if that is at most so many tokens back: the
+# default of A1111's setting `comma_padding_backtrack`.
+COMMA_REACH = 20
+
+
+@dataclass(frozen=True)
+class Token:
+    token_id: int
+    weight: float = 1.0
+
+
+def section_tokens(tokenizer: CLIPTokenizer, section: list[Weighted]) -> list[Token]:
+    """The tokens of one section, without start and end; each run of text is read by itself."""
+    return [Token(token_id, weight) for text, weight in section for token_id in tokenizer.encode(text)]
+
+
+def into_chunks(tokenizer: CLIPTokenizer, sections: list[list[Token]]) -> list[list[Token]]:
+    """The tokens in chunks that fit between start and end, at least one: each section begins a new chunk."""
+    length, comma = tokenizer.model_max_length - 2, tokenizer.vocab.get(",</w>")
+    chunks: list[list[Token]] = []
+    for number, section in enumerate(sections):
+        chunk: list[Token] = []
+        for token in section:
+            if len(chunk) == length:
+                keep = length if token.token_id == comma else _phrase_end(chunk, comma)
+                chunks.append(chunk[:keep])
+                chunk = chunk[keep:]
+            chunk.append(token)
+        if chunk or number < len(sections) - 1 or not chunks:
+            chunks.append(chunk)
+    return chunks
+
+
+def windows(tokenizer: CLIPTokenizer, chunks: list[list[Token]]) -> tuple[list[list[int]], list[list[float]]]:
+    """(ids, weights) of each chunk between start and end, padded to the window."""
+    window = tokenizer.model_max_length
+    ids, weights = [], []
+    for chunk in chunks:
+        n_pad = window - 2 - len(chunk)
+        ids.append([tokenizer.bos_id, *(t.token_id for t in chunk), tokenizer.eos_id, *[tokenizer.pad_id] * n_pad])
+        weights.append([1.0, *(t.weight for t in chunk), 1.0, *[1.0] * n_pad])
+    return ids, weights
+
+
+def _phrase_end(chunk: list[Token], comma: int | None) -> int:
+    """How many tokens of a full chunk stay: up to its last comma, if that is near, or all."""
+    for back in range(1, min(COMMA_REACH, len(chunk)) + 1):
+        if chunk[-back].token_id == comma:
+            return len(chunk) - back + 1
+    return len(chunk)
