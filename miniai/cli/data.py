@@ -43,3 +43,20 @@ def emoji(
         out, groups=None if groups is None else words(groups), size=size, cache=cache, n_jobs=jobs, **chosen
     )
     typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")
+
+
+@app.command("fashion-mnist")
+def fashion_mnist(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the four IDX files.", show_default="Debian's, or Hugging Face's")
+    ] = None,
+) -> None:
+    """Say where Fashion-MNIST was looked for, whether it is there, and how to get it."""
+    from miniai.base.errors import UserError
+    from miniai.train.fashion_mnist import HOW_TO_GET_IT, where_fashion_mnist_is
+
+    places = where_fashion_mnist_is(data)
+    for place, found in places:
+        typer.echo(f"{'found' if found else 'not there'}: {place}")
+    if not any(found for _, found in places):
+        raise UserError(f"Fashion-MNIST is not there: {HOW_TO_GET_IT}")

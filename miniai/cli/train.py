@@ -9,6 +9,10 @@ from miniai.cli.options import Device, stage_stops, words
 
 app = typer.Typer(help="Train models.")
 
+FashionData = Annotated[
+    Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
+]
+
 
 @app.command("text-to-image")
 def text_to_image(
@@ -56,3 +60,20 @@ def text_to_image(
             sample_minutes=sample_minutes,
         )
     typer.echo(folder)
+
+
+@app.command("fashion-classifier")
+def fashion_classifier(
+    out: Annotated[Path, typer.Option(help="Folder of the training: model, config, log, loss curve, results.")],
+    data: FashionData = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 5,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a residual network that names Fashion-MNIST's ten classes, and print its accuracy on the test pictures."""
+    from miniai.recipes.fashion_classifier import train_fashion_classifier as train
+
+    with stage_stops():
+        results = train(out, data=data, epochs=epochs, resume=resume, device=device)
+    typer.echo(f"accuracy {100 * results['accuracy']:.2f} % of the test pictures")
+    typer.echo(f"with mirror images {100 * results['accuracy_with_mirror_images']:.2f} %")
