@@ -145,19 +145,18 @@ class Augment(Callback):
 
     def __init__(self, *augmentations: Augmentation, key: str = "image") -> None:
         self.augmentations, self.key = augmentations, key
-        self._order: tuple[int, Int64[Tensor, " n"]] | None = None
+        self._epoch: tuple[int, list[Int64[Tensor, " b"]]] | None = None
 
     def before_fit(self, learner: Learner) -> None:
-        self._order = None
+        self._epoch = None
 
     def before_batch(self, learner: Learner) -> None:
         if not learner.training:
             return
-        if self._order is None or self._order[0] != learner.epoch:
-            self._order = (learner.epoch, learner.train.order(learner.epoch))
+        if self._epoch is None or self._epoch[0] != learner.epoch:
+            self._epoch = (learner.epoch, learner.train.indices(learner.epoch))
         images = self._images(learner.batch)
-        start = learner.batch_index * learner.train.batch_size
-        indices = self._order[1][start : start + len(images)].tolist()
+        indices = self._epoch[1][learner.batch_index].tolist()
         for k, augmentation in enumerate(self.augmentations):
             images = augmentation(images, item_generators(learner.train.seed, learner.epoch, indices, k))
         learner.batch = self._with_images(learner.batch, images)

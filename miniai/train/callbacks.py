@@ -103,6 +103,7 @@ class Every(Callback):
     """
 
     order = 90
+    main_process_only = True
 
     def __init__(
         self, function: Callable[[Learner], Any], *, n_steps: int | None = None, minutes: int | float | None = None

@@ -29,6 +29,7 @@ class Checkpoint(Callback):
     """
 
     order = 80
+    main_process_only = True
 
     def __init__(
         self,

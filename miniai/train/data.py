@@ -62,6 +62,7 @@ class Loader:
     - a map-style data set: `len(data)`, `data[index] -> item`.
     Items are joined by `collate` (default: torch's `default_collate`), in `n_workers` processes if there are any.
     The order of epoch e follows from (seed, e) alone, the generator of an item from (seed, e, index).
+    `shard` = (k, n) takes the k-th of n equal parts of each batch, for one of n processes; (0, 1) is all of it.
     Raises UserError if there is not one whole batch, or an item that cannot be read (naming its index).
     """
 
@@ -82,6 +83,7 @@ class Loader:
         self.dataset, self.batch_size, self.seed = data, batch_size, seed
         self.shuffle, self.drop_last, self.n_workers = shuffle, drop_last, n_workers
         self.collate = collate or default_collate
+        self.shard = (0, 1)
         self._workers: DataLoader | None = None
         if batch_size < 1:
             raise UserError(f"a batch needs at least 1 item, not {batch_size}: choose a larger batch size")
@@ -104,9 +106,15 @@ class Loader:
             return torch.arange(self.n_items)
         return torch.randperm(self.n_items, generator=make_generator(self.seed, epoch, 0))
 
+    def indices(self, epoch: int, start: int = 0) -> list[Int64[Tensor, " b"]]:
+        """The items of each batch of `epoch`, from number `start` on."""
+        part, n_parts = self.shard
+        chunks = self.order(epoch).split(self.batch_size)[start : len(self)]
+        return [chunk.tensor_split(n_parts)[part] for chunk in chunks]
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of `epoch`, from number `start` on (those before it are neither read nor made)."""
-        chunks = self.order(epoch).split(self.batch_size)[start : len(self)]
+        chunks = self.indices(epoch, start)
         if hasattr(self.dataset, "gather"):
             return map(self.dataset.gather, chunks)
         if self.n_workers == 0:

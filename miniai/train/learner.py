@@ -20,6 +20,7 @@ Objective = Callable[[nn.Module, Any, torch.Generator], Tensor | dict[str, Tenso
 # loader from (seed, epoch, …), validation and dropout from the two below.
 _VALIDATION = (0, 0)
 _DROPOUT = (0, 1)
+_PROCESS = (0, 2, 0)
 
 
 class CancelBatchException(Exception):  # noqa: N818 (the course's name: it is a signal, not an error)
@@ -48,6 +49,7 @@ class Callback:
 
     | order | what | why there |
     | --- | --- | --- |
+    | -200, -110 | TrainCB; Accelerate | any other may do TrainCB's parts; the model is wrapped before it is used |
     | -100 | Device | the rest sees tensors where they will be used |
     | -90 … -10 | Precision, NaNGuard | NaN must be named before clipping spreads it over all gradients |
     | 0 | GradientClip, Schedule, Metrics, your own | |
@@ -57,12 +59,13 @@ class Callback:
 
     A callback with `state_dict()` and `load_state_dict(state)` is part of every checkpoint.
 
-    A callback may also do a part of the algorithm itself, by a method called `objective` (returns what an Objective
-    does), `backward`, `optimizer_step` or `zero_grad`, each with the learner as its argument: loss scaling and
-    distribution take this way, and `TrainCB`. If several do, the last in order has its way.
+    A callback may also do a part of the algorithm itself, by a method `objective(learner)` (it returns what an
+    Objective does), `backward`, `optimizer_step`, `zero_grad` or `agree_to_stop` (returns the reason, or None): so do
+    loss scaling, distribution and `TrainCB`. If several do, the last in order has its way.
     """
 
     order: int = 0
+    main_process_only: bool = False  # of several that train together, only the first runs this callback's events
 
     def before_fit(self, learner: "Learner") -> None: ...
     def before_epoch(self, learner: "Learner") -> None: ...
@@ -104,7 +107,8 @@ class Learner:
     still on the device), `training`. Of the last validation: `valid_scalars` (means over its items). `stop_reason` is
     the text of the CancelFitException that ended the last fit, or None. `wrapped` is what the objective calls in place
     of `model`, where a callback has put something around it (DDP); None as a rule. `objective` may be None where a
-    callback does its part.
+    callback does its part. `process` is the number of this process among those that train together, 0 for the first;
+    each has its own noise, (seed, step) in the first alone.
     """
 
     def __init__(
@@ -132,6 +136,8 @@ class Learner:
         self.valid_scalars: dict[str, float] = {}
         self.stop_reason: str | None = None
         self.wrapped: nn.Module | None = None
+        self.process = 0
+        self.wants_to_stop: CancelFitException | None = None
         self._valid_index = 0
 
     def fit(self, n_epochs: int | None = None) -> None:
@@ -185,9 +191,17 @@ class Learner:
                         self.zero_grad()
             except CancelBatchException:
                 pass
-        if self.training:
-            self.batch_index += 1
-        self.event("after_batch")
+        if not self.training:
+            self.event("after_batch")
+            return
+        self.batch_index += 1
+        self.wants_to_stop = None
+        try:
+            self.event("after_batch")
+        except CancelFitException as reason:
+            self.wants_to_stop = reason
+        if reason := self.perform("agree_to_stop", lambda: self.wants_to_stop):
+            raise reason
 
     def forward(self) -> None:
         """The objective, which runs the model; sets `loss`, `outputs` and `scalars`."""
@@ -240,8 +254,11 @@ class Learner:
     def generator(self) -> torch.Generator:
         """The objective's own source of noise: of this step, or, in validation, of this batch of it."""
         if self.training:
-            return make_generator(self.seed, self.step)
+            return make_generator(self.seed, self.step, *self._process())
         return make_generator(self.seed, self._valid_index, *_VALIDATION)
+
+    def _process(self) -> tuple[int, ...]:
+        return (self.process, *_PROCESS) if self.process else ()
 
     def event(self, name: str) -> None:
         """Call method `name` of every callback, in order."""
@@ -256,6 +273,8 @@ class Learner:
         return own()
 
     def _call(self, callback: Callback, name: str) -> Any:
+        if self.process and callback.main_process_only:
+            return None
         try:
             return getattr(callback, name)(self)
         except (CancelBatchException, CancelEpochException, CancelFitException, UserError):
@@ -276,7 +295,7 @@ class Learner:
     @contextmanager
     def _randomness(self) -> Iterator[None]:
         """Make what draws from torch's global generators (dropout) follow from (seed, step), and leave no trace."""
-        source = (self.seed, self.step if self.training else self._valid_index, *_DROPOUT)
+        source = (self.seed, self.step if self.training else self._valid_index, *_DROPOUT, *self._process())
         seed = make_generator(*source).initial_seed()
         # torch.manual_seed would, before CUDA is first used, format a stack trace each time: 1 ms.
         generators = [torch.default_generator]
@@ -304,9 +323,9 @@ class Learner:
             failures = []
             for callback in self.callbacks:
                 try:
-                    callback.cleanup(self)
+                    self._call(callback, "cleanup")
                 except Exception as error:
-                    failures.append(_named(callback, "cleanup", error))
+                    failures.append(error if isinstance(error, CallbackError) else _named(callback, "cleanup", error))
             if first is not None:
                 for failure in failures:
                     first.add_note(str(failure))

@@ -30,6 +30,7 @@ class Recorder(Callback):
     """
 
     order = 60
+    main_process_only = True
 
     def __init__(self, path: str | os.PathLike[str] | None = None, every: int = 10, beta: float = 0.98) -> None:
         self.path = None if path is None else Path(path)
@@ -136,6 +137,7 @@ class Progress(Callback):
     """
 
     order = 70
+    main_process_only = True
 
     def __init__(
         self, every_seconds: int | float = 0.5, every_seconds_in_a_file: int | float = 30, label: str = ""

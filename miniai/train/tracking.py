@@ -19,6 +19,7 @@ class Tracker(Callback, ABC):
     """What the trackers share: a subclass says how to `open`, `write` and `close`."""
 
     order = 65
+    main_process_only = True
 
     def __init__(self, every: int = 10) -> None:
         if every < 1:
@@ -140,7 +141,8 @@ class WandB(Tracker):
     """A run of Weights & Biases in `folder`; offline unless `mode="online"` asks for the network.
 
     `wandb sync folder/wandb/offline-run-…` uploads an offline run later. `config` is what its page should say of the
-    training: batch size, model, data. W&B's own process writes the last of it when this one ends. A resumed fit is a new run that begins at its step; give both the same `group`.
+    training: batch size, model, data. A resumed fit is a new run that begins at its step; give both the same `group`.
+    W&B's own process writes the last of it when this one ends.
     """
 
     def __init__(
