@@ -1,7 +1,7 @@
 """The command line of this floor.
 
-python -m miniai.scratch train --data DIR                a classifier of small grey images
-python -m miniai.scratch generate "a red apple" --steps 8   a picture from a prompt
+python -m miniai.scratch train --data DIR                    a classifier of small grey images
+python -m miniai.scratch generate "a red apple" --steps 8    a picture from a prompt
 """
 
 import argparse
@@ -54,13 +54,16 @@ def run_generate(given: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 2 for what the user can mend, told in one line."""
+    """Returns the exit code: 2 for what the user can mend, told in one line; 130 where the user has stopped it."""
     given = arguments_parser().parse_args(arguments)
     try:
         print({"train": run_train, "generate": run_generate}[given.command](given))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

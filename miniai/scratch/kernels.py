@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from miniai.scratch import ieee
 
 try:
-    import numba
+    import numba.extending
 except ImportError:  # optional: everything works without, slower
     numba = None
 

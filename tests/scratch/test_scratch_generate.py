@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import venv
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +52,13 @@ SCHEDULER = {
     "timestep_spacing": "linspace",
 }
 PROMPT = "a red apple"
+RUN = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from miniai.scratch.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
 
 
 def saved(folder: Path, prediction_type: str = "v_prediction") -> UpperPipeline:
@@ -83,6 +93,25 @@ def test_the_text_encoder_equals_the_one_above(folder: Path, upper: UpperPipelin
     wanted = upper.text_encoder.double()(torch.tensor([ids])).last_hidden_state[0]
     assert_same(CLIPTextModel.from_pretrained(folder / "text_encoder")(ids), wanted, 1e-6)
     upper.text_encoder.float()
+
+
+def test_the_text_encoder_reads_the_names_of_transformers_4_and_5(folder: Path) -> None:
+    old = Weights.read(folder / "text_encoder" / "model.safetensors")
+    new = Weights(old.path, {name.removeprefix("text_model."): tensor for name, tensor in old.tensors.items()})
+    assert set(old.tensors) != set(new.tensors)
+    config = CLIPTextModel.from_pretrained(folder / "text_encoder").config
+    assert CLIPTextModel(config, old)([1, 2]).tolist() == CLIPTextModel(config, new)([1, 2]).tolist()
+
+
+def test_a_scheduler_file_that_diffusers_writes_is_read(tmp_path: Path) -> None:
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+    )
+    theirs.save_pretrained(tmp_path)
+    theirs.set_timesteps(20)
+    found = ladder.make_ladder(ScheduleConfig.from_pretrained(tmp_path), 20)
+    assert found.timesteps == theirs.timesteps.tolist()
+    assert found.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=1e-4)
 
 
 UNETS: dict[str, dict[str, Any]] = {
@@ -344,6 +373,24 @@ def test_numbers_that_are_not_finite_are_an_error_and_not_a_black_picture(folder
     upper.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="decoder.conv_out.bias holds a number that is infinite or not a number"):
         StableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_stopping_it_is_told_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C goes to both processes, as a terminal sends it."""
+    out = tmp_path / "x.png"
+    request = [PROMPT, "--model", str(folder), "--steps", "999", "--out", str(out), "--processes", "2"]
+    command = [sys.executable, "-I", "-c", RUN, "generate", *request]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        assert running.stderr is not None
+        shown = ""
+        while "step 1/" not in shown:
+            shown += running.stderr.read(1)
+        os.killpg(running.pid, signal.SIGINT)
+        shown += running.stderr.read()
+    assert running.returncode == 130
+    assert shown.splitlines()[-1] == "stopped"
+    assert "Traceback" not in shown
+    assert not out.exists()
 
 
 def test_a_helper_that_has_ended_is_told_in_one_line(folder: Path) -> None:
