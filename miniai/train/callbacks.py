@@ -12,7 +12,16 @@ from miniai.train.learner import Callback, CancelFitException, Learner
 
 
 class Device(Callback):
-    """Moves the model (with the optimizer's state) and each batch to `device`."""
+    """Moves the model (with the optimizer's state) and each batch to `device`.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[Device("cpu")])
+    >>> learner.fit(1)
+    >>> learner.batch.device
+    device(type='cpu')
+    """
 
     order = -100
 
@@ -32,7 +41,11 @@ class Device(Callback):
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """`batch` with every tensor in its dicts, lists and tuples (named ones too) on `device`; the rest as it is."""
+    """`batch` with every tensor in its dicts, lists and tuples (named ones too) on `device`; the rest as it is.
+
+    >>> to_device({"image": torch.zeros(2), "text": "a"}, torch.device("meta"))["image"].device
+    device(type='meta')
+    """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
@@ -48,6 +61,14 @@ class Precision(Callback):
     """Runs the objective under autocast, by default in bfloat16; weights, gradients and optimizer stay in float32.
 
     bfloat16 has float32's range, so the loss needs no scaling.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[Precision()])
+    >>> learner.fit(1)
+    >>> model.weight.dtype
+    torch.float32
     """
 
     order = -90
@@ -63,7 +84,16 @@ class Precision(Callback):
 
 
 class GradientClip(Callback):
-    """Scales all gradients together so that their norm is at most `max_norm`; logs the norm they had."""
+    """Scales all gradients together so that their norm is at most `max_norm`; logs the norm they had.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[GradientClip(0.01)])
+    >>> learner.fit(1)
+    >>> bool(learner.scalars["gradient_norm"] > 0.01)
+    True
+    """
 
     def __init__(self, max_norm: int | float = 1.0) -> None:
         if not max_norm > 0:
@@ -100,6 +130,16 @@ class Every(Callback):
 
     The function runs with the model in eval mode and without gradients; its draws from torch's global generators do
     not disturb the training.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> steps = []
+    >>> every = Every(lambda learner: steps.append(learner.step), n_steps=2)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[every])
+    >>> learner.fit(1)
+    >>> steps
+    [2, 4]
     """
 
     order = 90

@@ -26,6 +26,16 @@ class Checkpoint(Callback):
 
     Each is written beside the others and takes its name only when it is whole and on the disk. Nothing is written
     after an error, so a training that went wrong leaves its last good checkpoint as the newest.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[Checkpoint("run")])
+    >>> learner.fit(1)
+    >>> [path.name for path in checkpoints("run")]
+    ['step-0000004.safetensors']
+    >>> resume(learner, "run"), learner.step
+    (True, 4)
     """
 
     order = 80

@@ -31,7 +31,11 @@ class AugmentedDataset(Protocol):
 
 
 class TensorDataset:
-    """Tensors of equal length (one, a tuple, or a dict of them); a batch has the same structure."""
+    """Tensors of equal length (one, a tuple, or a dict of them); a batch has the same structure.
+
+    >>> TensorDataset({"x": torch.arange(4), "y": torch.arange(4) ** 2}).gather(torch.tensor([2, 3]))
+    {'x': tensor([2, 3]), 'y': tensor([4, 9])}
+    """
 
     def __init__(self, tensors: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -63,7 +67,12 @@ class Loader:
     Items are joined by `collate` (default: torch's `default_collate`), in `n_workers` processes if there are any.
     The order of epoch e follows from (seed, e) alone, the generator of an item from (seed, e, index).
     `shard` = (k, n) takes the k-th of n equal parts of each batch, for one of n processes; (0, 1) is all of it.
-    Raises UserError if there is not one whole batch, or an item that cannot be read (naming its index).
+    Raises UserError if there is not one whole batch, for an item that cannot be read (naming its index), and for a
+    worker that dies.
+
+    >>> loader = Loader((torch.arange(6), torch.arange(6) ** 2), 2, seed=0)
+    >>> all(torch.equal(y, x**2) for x, y in loader.batches(epoch=0)), len(loader)
+    (True, 3)
     """
 
     def __init__(
@@ -137,7 +146,35 @@ class Loader:
         plan = self._workers.batch_sampler
         assert isinstance(plan, _Plan)
         plan.keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
-        return iter(self._workers)
+        return self._watched(iter(self._workers))
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same, with a worker's death told in one line; the next epoch starts new workers."""
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self._workers = None
+            raise UserError(
+                "a worker of the data loader died (killed, or out of memory): resume the training, "
+                "with fewer workers or a smaller batch if it happens again"
+            ) from error
+
+
+def batch_size_of(batch: Any) -> int:
+    """The number of items in a batch: the length of the first tensor in it (nested dicts, lists and tuples); else 1.
+
+    >>> batch_size_of({"image": torch.zeros(3, 2), "text": ["a", "b", "c"]})
+    3
+    """
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)) and batch:
+        return batch_size_of(batch[0])
+    return 1
 
 
 class _Items(torch.utils.data.Dataset):

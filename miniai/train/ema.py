@@ -17,6 +17,17 @@ class EMA(Callback):
     start is forgotten (TensorFlow's `ExponentialMovingAverage(num_updates)`, with warmup 10); `warmup=1` leaves
     `decay`. With `every=k` the shadows move only each k-th step, by d to the power k: nearly the same average for a
     k-th of the cost. Buffers, and weights that are not trained, have no average.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> ema = EMA(0.9)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[ema])
+    >>> learner.fit(1)
+    >>> with ema.swap(model):
+    ...     averaged = model.weight.detach().clone()
+    >>> torch.equal(averaged, ema.shadow["weight"]), torch.equal(averaged, model.weight)
+    (True, False)
     """
 
     order = 50

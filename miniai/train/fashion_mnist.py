@@ -37,7 +37,12 @@ HOW_TO_GET_IT = (
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Grey pictures, 0 to 255, with their classes, 0 to 9; `source` says where they came from."""
+    """Grey pictures, 0 to 255, with their classes, 0 to 9; `source` says where they came from.
+
+    >>> few = LabelledImages(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 9, 1]), "nowhere")
+    >>> few.scaled(padding=2).shape, CLASSES[few.labels[1]]
+    (torch.Size([3, 1, 32, 32]), 'Ankle boot')
+    """
 
     images: UInt8[Tensor, "n 1 h w"]
     labels: Int64[Tensor, " n"]

@@ -1,5 +1,6 @@
 """What stops a training: numbers that are none, and a person who has seen enough."""
 
+import math
 import signal
 import sys
 import threading
@@ -19,7 +20,18 @@ class NaNGuard(Callback):
 
     The loss is looked at in each step (on a GPU, where looking means waiting, only a flag is kept there, and looked at
     every `every` steps); gradients and weights every `every` steps; loss and weights before each checkpoint, so that
-    none is ever written with a NaN in it.
+    none is ever written with a NaN in it; the validation's means and metrics after each epoch.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> nan = float("nan")
+    >>> learner = Learner(model, data, lambda m, x, g: nan * m(x).mean(), optimizer, callbacks=[NaNGuard()])
+    >>> try:
+    ...     learner.fit(1)
+    ... except UserError as error:
+    ...     print(str(error)[:41])
+    training stopped at step 1: loss is NaN;
     """
 
     order = -50
@@ -49,6 +61,11 @@ class NaNGuard(Callback):
     def after_step(self, learner: Learner) -> None:
         if learner.step % self.every == 0:
             self._check("weight", learner.model.named_parameters(), learner.step)
+
+    def after_epoch(self, learner: Learner) -> None:
+        for name, value in learner.valid_scalars.items():
+            if not math.isfinite(value):
+                raise _not_finite(f"the validation's {name}", torch.tensor(value), learner.step)
 
     def before_save(self, learner: Learner) -> None:
         self._check_flag(learner)
@@ -89,6 +106,18 @@ class Interrupt(Callback):
 
     `received` is then the signal's number, and `learner.stop_reason` its name. Outside the main thread, where Python
     gives no signals, it does nothing.
+
+    >>> import os
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> def objective(m, x, g):
+    ...     os.kill(os.getpid(), signal.SIGINT)
+    ...     return m(x).square().mean()
+    >>> learner = Learner(model, data, objective, optimizer, callbacks=[Interrupt()])
+    >>> learner.fit(1)
+    >>> learner.step, learner.stop_reason
+    (1, 'interrupted by SIGINT')
     """
 
     order = 100

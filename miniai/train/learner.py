@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
-from miniai.train.data import Loader
+from miniai.train.data import Loader, batch_size_of
 
 Objective = Callable[[nn.Module, Any, torch.Generator], Tensor | dict[str, Tensor]]
 
@@ -62,6 +62,15 @@ class Callback:
     A callback may also do a part of the algorithm itself, by a method `objective(learner)` (it returns what an
     Objective does), `backward`, `optimizer_step`, `zero_grad` or `agree_to_stop` (returns the reason, or None): so do
     loss scaling, distribution and `TrainCB`. If several do, the last in order has its way.
+
+    >>> class CountSteps(Callback):
+    ...     def after_epoch(self, learner: Learner) -> None:
+    ...         print(f"epoch {learner.epoch}: {learner.step} steps")
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[CountSteps()]).fit(2)
+    epoch 1: 4 steps
+    epoch 2: 8 steps
     """
 
     order: int = 0
@@ -109,6 +118,15 @@ class Learner:
     of `model`, where a callback has put something around it (DDP); None as a rule. `objective` may be None where a
     callback does its part. `process` is the number of this process among those that train together, 0 for the first;
     each has its own noise, (seed, step) in the first alone.
+
+    >>> model = nn.Linear(2, 1)
+    >>> def objective(model, batch, generator):
+    ...     return {"loss": (model(batch) - 3).square().mean()}
+    >>> data = Loader(torch.zeros(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, objective, torch.optim.SGD(model.parameters(), 0.2), valid=data)
+    >>> learner.fit(5)
+    >>> learner.step, round(model.bias.item(), 2), learner.valid_scalars["loss"] < 1e-3
+    (20, 3.0, True)
     """
 
     def __init__(
@@ -198,9 +216,9 @@ class Learner:
         self.wants_to_stop = None
         try:
             self.event("after_batch")
-        except CancelFitException as reason:
-            self.wants_to_stop = reason
-        if reason := self.perform("agree_to_stop", lambda: self.wants_to_stop):
+        except CancelFitException as wish:
+            self.wants_to_stop = wish
+        if (reason := self.perform("agree_to_stop", lambda: self.wants_to_stop)) is not None:
             raise reason
 
     def forward(self) -> None:
@@ -337,14 +355,3 @@ def _named(callback: Callback, event: str, error: Exception) -> CallbackError:
     named = CallbackError(f"callback {callback.name} failed in {event}: {type(error).__name__}: {error}")
     named.__cause__ = error
     return named
-
-
-def batch_size_of(batch: Any) -> int:
-    """The number of items in a batch: the length of the first tensor in it (nested dicts, lists and tuples); else 1."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)) and batch:
-        return batch_size_of(batch[0])
-    return 1

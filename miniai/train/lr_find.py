@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from miniai.base.errors import UserError
 from miniai.base.plots import Plot, curves
 from miniai.train.callbacks import Device, GradientClip, Precision
 from miniai.train.learner import Callback, CancelFitException, Learner
@@ -74,6 +75,8 @@ def lr_find(
     with _put_back(learner, taking_part):
         learner.callbacks = [*taking_part, search]
         learner.fit()
+    if not search.rates:
+        raise UserError("the loss is no number from the first step on: there is no learning rate to be found")
     return RateSearch(tuple(search.rates), tuple(search.losses), tuple(search.smooth))
 
 

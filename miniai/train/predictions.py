@@ -20,6 +20,15 @@ class CapturePredictions(Callback):
     """Keeps what `pick(learner)` finds in each batch of a validation; `captured` then holds each part for all items.
 
     The tensors are moved to the CPU and joined along their first dimension; each validation starts anew.
+
+    >>> from miniai.train.train_learner import TrainLearner
+    >>> x, model = torch.linspace(-1, 1, 6)[:, None], torch.nn.Linear(1, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader((x, x), 2, seed=0, shuffle=False)
+    >>> keep = CapturePredictions()
+    >>> loss = torch.nn.functional.mse_loss
+    >>> TrainLearner(model, data, loss, optimizer, valid=data, callbacks=[keep]).fit(1)
+    >>> [part.shape for part in keep.captured]
+    [torch.Size([6, 1]), torch.Size([6, 1])]
     """
 
     def __init__(self, pick: Picker = prediction_and_target) -> None:

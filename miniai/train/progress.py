@@ -27,6 +27,16 @@ class Recorder(Callback):
     cuts the file back to where its checkpoint stood, so that in the end it is the same, byte for byte, as without the
     break.
     `loss_smooth` is the average of the losses so far, weighted down by `beta` per step (Adam's, with its correction).
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> recorder = Recorder("log.jsonl", every=2)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[recorder])
+    >>> learner.fit(1)
+    >>> recorder.history["loss"][0], sorted(recorder.history)
+    ([2, 4], ['loss', 'loss_smooth', 'lr'])
+    >>> picture = recorder.plot("loss.png")
     """
 
     order = 60
@@ -134,6 +144,12 @@ class Progress(Callback):
     """A bar with loss, images per second and the time left; a plain line each half minute where there is no terminal.
 
     The time left is the Budget's, else that of `n_epochs`. The loss is read from its device only when it is shown.
+
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[Progress()])
+    >>> learner.fit(1)
     """
 
     order = 70

@@ -13,6 +13,15 @@ class Budget(Callback):
 
     Minutes are wall time inside `fit`, accumulated over resumes (time lost with a killed process is not counted, as its
     steps are done again).
+
+    >>> import torch
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[Budget(steps=3)])
+    >>> learner.fit(1)
+    >>> learner.step, learner.stop_reason
+    (3, 'the budget is spent')
     """
 
     order = 100
@@ -72,7 +81,18 @@ def fraction_done(learner: Learner) -> float:
 
 
 class Schedule(Callback):
-    """Sets the learning rate of each step to `fn(fraction of the training done)` times each group's own base rate."""
+    """Sets the learning rate of each step to `fn(fraction of the training done)` times each group's own base rate.
+
+    >>> import torch
+    >>> from miniai.train.data import Loader
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    >>> fall = Schedule(lambda fraction: 1 - fraction)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[fall])
+    >>> learner.fit(1)
+    >>> round(optimizer.param_groups[0]["lr"], 6)  # of the last step, three quarters through
+    0.025
+    """
 
     def __init__(self, fn: Callable[[float], float]) -> None:
         self.fn = fn
@@ -89,7 +109,11 @@ class Schedule(Callback):
 
 
 def warmup_constant_cosine(warmup: float = 0.02, decay_from: float = 0.6) -> Callable[[float], float]:
-    """From 0 up to 1 linearly until `warmup`, 1 until `decay_from`, then half a cosine down to 0 (all fractions)."""
+    """From 0 up to 1 linearly until `warmup`, 1 until `decay_from`, then half a cosine down to 0 (all fractions).
+
+    >>> [round(warmup_constant_cosine(0.1, 0.5)(fraction), 3) for fraction in (0.05, 0.3, 0.75, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
     if not 0 <= warmup <= decay_from <= 1:
         raise ValueError(f"0 <= warmup <= decay_from <= 1 does not hold for {warmup}, {decay_from}")
 

@@ -143,6 +143,9 @@ class WandB(Tracker):
     `wandb sync folder/wandb/offline-run-…` uploads an offline run later. `config` is what its page should say of the
     training: batch size, model, data. A resumed fit is a new run that begins at its step; give both the same `group`.
     W&B's own process writes the last of it when this one ends.
+
+    >>> WandB("runs", project="clothes", mode="offline", config={"batch_size": 64}).project
+    'clothes'
     """
 
     def __init__(

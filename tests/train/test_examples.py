@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import miniai
+from miniai.train.data import Loader
+from miniai.train.learner import Callback, Learner
 
 ROOT = Path(miniai.__file__).parent
 MODULES = [
@@ -38,5 +40,16 @@ def test_examples_in_docstrings_run_and_print_what_they_say(
         assert runner.failures == 0, "".join(report)
 
 
-def test_the_examples_were_found() -> None:
-    assert "miniai.train.lr_find" in MODULES
+def test_every_callback_learner_and_loader_shows_itself_in_an_example() -> None:
+    named = {example.name for name in MODULES for example in examples(importlib.import_module(name))}
+    public = [
+        f"{module.__name__}.{name}"
+        for path in sorted((ROOT / "train").glob("*.py"))
+        if (module := importlib.import_module(f"miniai.train.{path.stem}"))
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, (Callback, Learner, Loader))
+        if value.__module__ == module.__name__ and not name.startswith("_") and name != "Tracker"
+    ]
+    assert len(public) > 25
+    lacking = [name for name in public if not any(one == name or one.startswith(f"{name}.") for one in named)]
+    assert lacking == []

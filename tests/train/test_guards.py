@@ -15,6 +15,7 @@ from miniai.train.checkpoint import Checkpoint, checkpoints, read_checkpoint
 from miniai.train.data import Loader
 from miniai.train.guards import Interrupt, NaNGuard
 from miniai.train.learner import Callback, Learner
+from miniai.train.metrics import Metrics
 
 
 def squares(model: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,6 +83,19 @@ def test_the_last_good_checkpoint_stays_and_no_bad_one_is_written(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003.safetensors"]
     model = read_checkpoint(checkpoints(tmp_path)[0])["model"]
     assert all(bool(weight.isfinite().all()) for weight in model.values())
+
+
+def test_a_metric_that_is_no_number_is_named_after_its_epoch() -> None:
+    class Odd:
+        def reset(self) -> None: ...
+        def update(self) -> None: ...
+        def compute(self) -> float:
+            return math.nan
+
+    learner = make_learner(NaNGuard(), Metrics({"accuracy": Odd()}, lambda learner: ()))
+    learner.valid = learner.train
+    with pytest.raises(UserError, match="stopped at step 20: the validation's accuracy is NaN"):
+        learner.fit(1)
 
 
 def test_a_sound_training_is_left_alone() -> None:

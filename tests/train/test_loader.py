@@ -1,5 +1,7 @@
 """Order and augmentation follow from (seed, epoch, index), whoever reads the items."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -125,6 +127,21 @@ def test_workers_started_by_spawn_give_the_same_batches_in_the_same_order() -> N
             assert torch.equal(one["image"], other["image"])
             assert torch.equal(one["index"], other["index"])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Deadly(Letters):
+    """Item 4 kills the process that reads it, as the kernel does when memory runs out."""
+
+    def __getitem__(self, index: int) -> str:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_one_clear_line() -> None:
+    loader = Loader(Deadly(), 5, seed=0, collate=joined, n_workers=1)
+    with pytest.raises(UserError, match="a worker of the data loader died"):
+        list(loader.batches(0))
 
 
 def test_a_broken_item_is_named_with_its_cause() -> None:
