@@ -143,6 +143,8 @@ _ONLY: dict[str, Any] = {
     "sigma_min": None,
     "sigma_max": None,
 }
+# Samplers whose Diffusers classes read `use_karras_sigmas`; others keep the key, which means nothing to them.
+_SPACED = {"euler", "heun", "lms", "dpm2", "dpmpp_2m", "dpmpp_2m_sde"}
 # Options that some Diffusers classes have and the others pass over in silence: `Sampler.reads` says which.
 _READ_BY_SOME = {"clip_sample", "clip_sample_range", "final_sigmas_type"}
 
@@ -163,12 +165,15 @@ def sampler_from_file(values: Mapping[str, Any], where: str) -> Sampler:
         name = names[algorithm]
     else:
         name = class_name
-    karras, exponential = values.get("use_karras_sigmas"), values.get("use_exponential_sigmas")
-    suffix = "_karras" if karras else "_exponential" if exponential else ""
     try:
-        return find_sampler(name + suffix)
+        sampler = find_sampler(name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if sampler.name in _SPACED:
+        for spacing in ("karras", "exponential"):
+            if values.get(f"use_{spacing}_sigmas"):
+                return find_sampler(f"{sampler.name}_{spacing}")
+    return sampler
 
 
 def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> ScheduleConfig:

@@ -122,7 +122,9 @@ def write_folder(folder: str | os.PathLike[str], components: Components) -> None
     _write_module(folder, TEXT_WEIGHTS, components.text_encoder, text_notes)
     _write_module(folder, UNET_WEIGHTS, components.unet, _class_note("UNet2DConditionModel"))
     _write_module(folder, VAE_WEIGHTS, components.vae, _class_note("AutoencoderKL"))
-    write_json(folder / SCHEDULER, components.scheduler_config)
+    # Diffusers notes in memory, and not in files, which values are a class's defaults.
+    scheduler = {k: v for k, v in components.scheduler_config.items() if k != "_use_default_values"}
+    write_json(folder / SCHEDULER, scheduler)
     write_json(folder / INDEX, _index(components))
 
 

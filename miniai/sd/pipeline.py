@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from miniai.base.errors import UserError
-from miniai.base.images import to_pil
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
@@ -26,22 +23,22 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
+from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, convert
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
+from miniai.sd.request_checks import check_shares, check_tensor_names, guidance_strength, spread_generators
 from miniai.sd.single_file import read_single_file
 from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
 
-OutputType = Literal["pil", "pt", "np", "latent"]
 # callback(pipeline, step, timestep, {"latents": ..., "denoised": ...}) -> a dict with other "latents", or None
 StepCallback = Callable[["StableDiffusionPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 @dataclass(frozen=True)
-class StableDiffusionOutput:
-    """`images`: PIL pictures; or with `output_type` "pt" a tensor (b, 3, h, w), with "np" an array (b, h, w, 3), both
-    float32 in [0, 1]; or with "latent" the latents (b, c, h, w), scaled as the U-Net sees them."""
+class SchedulerFile:
+    """What Diffusers' scheduler classes ask of another: `EulerDiscreteScheduler.from_config(pipe.scheduler.config)`."""
 
-    images: list[Image.Image] | Tensor | np.ndarray
+    config: dict[str, Any]
 
 
 class StableDiffusionPipeline:
@@ -113,8 +110,8 @@ class StableDiffusionPipeline:
         parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type)
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a model folder that `from_pretrained` loads, here and in Diffusers; weights in the dtype they have."""
+    def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: Literal[True] = True) -> None:
+        """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""
         write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
 
     def to(self, *device_or_dtype: str | torch.device | torch.dtype) -> "StableDiffusionPipeline":
@@ -123,6 +120,20 @@ class StableDiffusionPipeline:
             for target in device_or_dtype:
                 module.to(target)
         return self
+
+    @property
+    def scheduler(self) -> SchedulerFile:
+        """For programs written for Diffusers: they may put one of its schedulers here, which then names the sampler."""
+        return SchedulerFile(self.scheduler_config)
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        config = dict(scheduler.config)
+        named = isinstance(scheduler, SchedulerFile)
+        self.scheduler_config = config if named else config | {"_class_name": type(scheduler).__name__}
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""
 
     @property
     def device(self) -> torch.device:
@@ -276,50 +287,6 @@ class StableDiffusionPipeline:
         return images
 
 
-def guidance_strength(guidance_scale: int | float) -> float:
-    """The scale as `guided` takes it: as in Diffusers, 1 or less is no guidance."""
-    if not math.isfinite(guidance_scale):
-        raise UserError(f"guidance scale {guidance_scale} is not possible: give a number such as 7.5")
-    return max(1.0, float(guidance_scale))
-
-
-def check_shares(**shares: int | float) -> None:
-    """Raise UserError for the first that is not within 0 to 1."""
-    for name, share in shares.items():
-        if not (math.isfinite(share) and 0 <= share <= 1):
-            raise UserError(f"{name} {share} is not possible: give a number from 0 to 1")
-
-
-def check_tensor_names(names: Sequence[str]) -> None:
-    """Diffusers' callbacks list the tensors they want; these here always get the same two."""
-    if not set(names) <= {"latents", "denoised"}:
-        raise UserError(f"a callback sees latents and denoised, not {', '.join(names)}")
-
-
-def spread_generators(
-    generator: torch.Generator | list[torch.Generator] | None, n_images: int
-) -> list[torch.Generator]:
-    """A generator for each picture: those given, or the one given for all in turn, or fresh ones from the system."""
-    if generator is None:
-        fresh = [torch.Generator() for _ in range(n_images)]
-        for one in fresh:
-            one.seed()
-        return fresh
-    generators = [generator] * n_images if isinstance(generator, torch.Generator) else generator
-    if len(generators) != n_images:
-        raise UserError(f"{len(generators)} generators for {n_images} pictures: give one, or one for each")
-    if any(one.device.type != "cpu" for one in generators):
-        raise UserError("noise is drawn on the CPU: make the generator with torch.Generator(), without a device")
-    return generators
-
-
-def convert(images: Float[Tensor, "b 3 h w"], output_type: OutputType) -> list[Image.Image] | Tensor | np.ndarray:
-    """Pictures in [-1, 1] in the form asked for; see `StableDiffusionOutput`."""
-    if output_type == "pil":
-        return to_pil(images)
-    unit = (images / 2 + 0.5).clamp(0, 1).cpu()
-    if output_type == "pt":
-        return unit
-    if output_type == "np":
-        return unit.permute(0, 2, 3, 1).numpy()
-    raise UserError(f"unknown output_type {output_type!r}: there are pil, pt, np and latent")
+# One class paints from text, from pictures and within masks: these are its names in Diffusers.
+StableDiffusionImg2ImgPipeline = StableDiffusionPipeline
+StableDiffusionInpaintPipeline = StableDiffusionPipeline

@@ -93,6 +93,14 @@ def test_the_file_may_ask_for_karras_sigmas() -> None:
     assert sampler_from_file(file, "f").sigma_spacing == "karras"
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_karras_sigmas_in_a_file_are_for_the_classes_that_read_them(name: str) -> None:
+    theirs = getattr(diffusers, SAMPLERS[name].diffusers_class)
+    file = {"_class_name": SAMPLERS[name].diffusers_class, "use_karras_sigmas": True}
+    knows = "use_karras_sigmas" in inspect.signature(theirs).parameters
+    assert sampler_from_file(file, "f").sigma_spacing == ("karras" if knows else "timesteps")
+
+
 @pytest.mark.parametrize(
     ("file", "name", "word"),
     [

@@ -1,0 +1,81 @@
+"""A program as people write them for Diffusers: `MODEL` is a folder, `OUT` where it writes."""
+
+# ruff: noqa: I001 (the import that the test changes stands by itself)
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from PIL import Image
+
+out = Path(OUT)  # noqa: F821
+
+pipe = StableDiffusionPipeline.from_pretrained(
+    MODEL,  # noqa: F821
+    torch_dtype=torch.float32,
+    use_safetensors=True,
+    safety_checker=None,
+    requires_safety_checker=False,
+)
+pipe = pipe.to("cpu")
+pipe.set_progress_bar_config(disable=True)
+
+pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+timesteps = []
+
+
+def on_step_end(pipe, step, timestep, callback_kwargs):
+    timesteps.append(float(timestep))
+    callback_kwargs["latents"] = callback_kwargs["latents"] * 0.99
+    return callback_kwargs
+
+
+images = pipe(
+    prompt=["a cat", "a rocket in the sky"],
+    negative_prompt=["red", ""],
+    height=16,
+    width=24,
+    num_inference_steps=4,
+    guidance_scale=2.5,
+    guidance_rescale=0.3,
+    num_images_per_prompt=2,
+    generator=[torch.Generator("cpu").manual_seed(i) for i in range(4)],
+    callback_on_step_end=on_step_end,
+    callback_on_step_end_tensor_inputs=["latents"],
+).images
+for i, image in enumerate(images):
+    image.save(out / f"euler_{i}.png")
+np.save(out / "timesteps.npy", timesteps)
+
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+latents = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(3))
+result = pipe("a cat", num_inference_steps=5, latents=latents, output_type="np", guidance_scale=3.0)
+np.save(out / "karras.npy", result.images)
+
+embeds = torch.randn(2, 16, 16, generator=torch.manual_seed(4))
+result = pipe(
+    prompt_embeds=embeds[:1],
+    negative_prompt_embeds=embeds[1:],
+    num_inference_steps=5,
+    generator=torch.manual_seed(0),
+    output_type="latent",
+)
+np.save(out / "embeds.npy", result.images.numpy())
+pipe.save_pretrained(out / "saved", safe_serialization=True)
+
+start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+mask = Image.fromarray(np.pad(np.full((8, 8), 255, dtype=np.uint8), 4))
+
+from_image = StableDiffusionImg2ImgPipeline.from_pretrained(out / "saved", safety_checker=None)
+from_image.set_progress_bar_config(disable=True)
+from_image.scheduler = EulerAncestralDiscreteScheduler.from_config(from_image.scheduler.config)
+generator = torch.Generator().manual_seed(5)
+result = from_image(prompt="a rocket", image=start, strength=0.5, num_inference_steps=6, generator=generator)
+result.images[0].save(out / "from_image.png")
+
+inpaint = StableDiffusionInpaintPipeline.from_pretrained(out / "saved", safety_checker=None)
+inpaint.set_progress_bar_config(disable=True)
+result = inpaint("a rocket", image=start, mask_image=mask, num_inference_steps=4, generator=torch.manual_seed(6))
+result.images[0].save(out / "inpainted.png")
