@@ -77,3 +77,28 @@ def fashion_classifier(
         results = train(out, data=data, epochs=epochs, resume=resume, device=device)
     typer.echo(f"accuracy {100 * results['accuracy']:.2f} % of the test pictures")
     typer.echo(f"with mirror images {100 * results['accuracy_with_mirror_images']:.2f} %")
+
+
+def _fashion_diffusion(kind: str, text: str) -> None:
+    """The commands of the recipes in `miniai.recipes.fashion_diffusion` differ in their name alone."""
+
+    def command(
+        out: Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples.")],
+        data: FashionData = None,
+        epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 25,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+        device: Device = "auto",
+    ) -> None:
+        from miniai.recipes.fashion_diffusion import train_fashion_diffusion as train
+
+        with stage_stops():
+            train(kind, out, data=data, epochs=epochs, resume=resume, device=device)
+        typer.echo(out)
+
+    app.command(f"fashion-{kind}", help=text)(command)
+
+
+_fashion_diffusion("ddpm", "Paint clothes: noise predicted on the linear schedule of DDPM.")
+_fashion_diffusion("ddim-cosine", "Paint clothes: noise predicted on the cosine schedule, sampled by DDIM.")
+_fashion_diffusion("edm", "Paint clothes: the network of EDM, preconditioned, on log-normal noise levels.")
+_fashion_diffusion("conditional", "Paint clothes of a class that one asks for, with guidance.")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -16,7 +17,8 @@ from miniai.diffusion.objectives import DiffusionObjective, drop_condition
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
-from miniai.nn.unet import UNet2DConditionModel
+from miniai.nn.layers import SelfAttention2D
+from miniai.nn.unet import UNet, UNet2DConditionModel
 from miniai.recipes.clip_stage import CaptionTable, choose_captions
 from miniai.recipes.text_to_image_config import TextToImageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
@@ -29,6 +31,8 @@ SAMPLE_PROMPTS = (
     "a cat", "a red apple", "a smiling face with sunglasses", "a guitar", "a red heart", "a dog", "an umbrella",
     "a slice of pizza", "a car", "a tree", "a crying face", "a fish", "a house", "a soccer ball", "the sun", "a clock",
 )  # fmt: skip
+
+AnyUNet = TypeVar("AnyUNet", bound=UNet)
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,15 @@ def train_unet(
     return model
 
 
-def init_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def init_unet(unet: AnyUNet) -> AnyUNet:
     """Start each residual branch, and the output, at zero: the network begins as its identity paths
     (Dhariwal and Nichol 2021, their code; Peebles and Xie 2023, section 3.2)."""
-    last_layers = [unet.conv_out]
+    last_layers: list[Any] = [unet.conv_out]
     for name, module in unet.named_modules():
         if name.endswith((".conv2", ".proj_out")):
             last_layers.append(module)
+        elif isinstance(module, SelfAttention2D):
+            last_layers.append(module.to_out[0])
     for layer in last_layers:
         nn.init.zeros_(layer.weight)
         if layer.bias is not None:
