@@ -130,7 +130,7 @@ def write_folder(folder: str | os.PathLike[str], components: Components) -> None
 
 def _check_index(folder: Path) -> None:
     if folder.is_file():
-        raise UserError(f"{folder} is a file: give the folder of a model in the Diffusers layout")
+        raise UserError(f"{folder} is a file: give the folder of a model, or read the file with from_single_file")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: check the path, or train a model: 'miniai train text-to-image'")
     if not (folder / INDEX).is_file():

@@ -19,7 +19,10 @@ SCHEDULERS = {
     "euler_a": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "pndm": "PNDMScheduler",
 }
+# From within its steps, Diffusers' PNDM goes on from another timestep than the one its first two calls arrived at.
+FROM_WITHIN = [name for name in SCHEDULERS if name != "pndm"]
 
 
 class Models:
@@ -40,7 +43,8 @@ class Models:
 
     def theirs(self, kind: str, sampler: str = "ddim", **request: Any) -> torch.Tensor:
         pipe = getattr(self, kind)
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.schedule)
+        options = {"skip_prk_steps": True} if sampler == "pndm" else {}
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.schedule, **options)
         pipe.set_progress_bar_config(disable=True)
         return pipe(**{"output_type": "latent", "num_inference_steps": 5} | request).images
 
@@ -84,7 +88,7 @@ def mask(width: int = 16, height: int = 16) -> Image.Image:
     return Image.fromarray(levels)
 
 
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("sampler", FROM_WITHIN)
 def test_a_start_from_a_picture_gives_the_latents_of_diffusers(models: Models, sampler: str) -> None:
     models.assert_equal("from_image", sampler, prompt="a cat", image=picture(), strength=0.6, guidance_scale=2.0)
 
@@ -124,8 +128,9 @@ def test_a_picture_is_resized_as_diffusers_resizes_it(plain: Models) -> None:
     plain.assert_equal("inpaint", **request | {"image": tensor, "mask_image": (tensor[:, :1] > 0.4).float()})
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("sampler", "strength"), [*((name, 1.0) for name in SCHEDULERS), *((name, 0.6) for name in FROM_WITHIN)]
+)
 def test_inpainting_by_blending_gives_the_latents_of_diffusers(models: Models, sampler: str, strength: float) -> None:
     models.assert_equal(
         "inpaint", sampler, prompt="a cat", image=picture(), mask_image=mask(), strength=strength, guidance_scale=2.0
