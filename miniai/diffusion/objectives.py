@@ -27,6 +27,13 @@ class DiffusionObjective:
       same with SNR + 1, which lets high noise count as much as in the plain loss of v: see `min_snr_weight`.
     - timesteps, timestep_shift, stratified: see `draw_timesteps`.
     - weight: in place of `weighting`, the weight of the error in x0 at each sigma: see `miniai.diffusion.weighting`.
+
+    >>> from miniai.diffusion.schedule import ScheduleConfig
+    >>> objective = DiffusionObjective(NoiseSchedule(ScheduleConfig()))
+    >>> x0 = torch.zeros(64, 1, 4, 4)
+    >>> loss = objective(lambda x_t, t, condition: 0 * x_t, (x0, None), torch.Generator())
+    >>> 0.9 < loss.item() < 1.1  # who says nothing is wrong by the noise's variance
+    True
     """
 
     schedule: NoiseSchedule

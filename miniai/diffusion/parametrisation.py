@@ -89,7 +89,12 @@ def convert(
     target: Parametrisation,
     sigma_data: float = 1.0,
 ) -> Float[Tensor, "b ..."]:
-    """A prediction in parametrisation `source` as one in `target`, for the same x and sigma (above 0)."""
+    """A prediction in parametrisation `source` as one in `target`, for the same x and sigma (above 0).
+
+    >>> x0, noise, sigma = torch.ones(1, 1), torch.full((1, 1), 2.0), torch.tensor([3.0])
+    >>> convert(noise, x0 + 3 * noise, sigma, "epsilon", "flow").item()  # eps - x0
+    1.0
+    """
     return from_x0(to_x0(prediction, x, sigma, source, sigma_data), x, sigma, target, sigma_data)
 
 

@@ -86,6 +86,11 @@ class NoiseSchedule:
 
     Attributes: `alpha_bar`, falling, 0 at the end of a zero-SNR schedule; `sigma`, rising and always finite (see
     `SMALLEST_ALPHA_BAR`). Both are float64 on the CPU; methods answer on the device and in the dtype they are asked in.
+
+    >>> schedule = NoiseSchedule(ScheduleConfig(beta_schedule="squaredcos_cap_v2"))
+    >>> sigma = schedule.t_to_sigma(torch.tensor([0, 500]))
+    >>> schedule.sigma_to_t(sigma).round().tolist()
+    [0.0, 500.0]
     """
 
     def __init__(self, config: ScheduleConfig) -> None:

@@ -61,6 +61,10 @@ def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
 
     The estimate is biased upward, the more the fewer pictures there are: compare figures of equally large sets only. A
     UserNotice says so if either set has fewer than 2,048.
+
+    >>> features = torch.randn(2048, 4)
+    >>> round(fid(features, features + 0.5), 4)
+    1.0
     """
     fewer = min(len(a), len(b))
     if fewer < FEW_SAMPLES:
@@ -93,6 +97,12 @@ def kid(
 
     The mean over random subsets of the unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3.
     Subsets are drawn without replacement, at most half of the smaller set, so that they differ from one another.
+
+    >>> features = torch.randn(200, 4)
+    >>> far = kid(features[:100], features[100:] + 2, n_subsets=10)
+    >>> near = kid(features[:100], features[100:], n_subsets=10)
+    >>> far.mean > 10 * abs(near.mean), far.deviation > 0
+    (True, True)
     """
     size = min(subset_size, min(len(a), len(b)) // 2)
     if size < 2 or n_subsets < 1:

@@ -21,6 +21,7 @@ from miniai.train.callbacks import GradientClip, SingleBatch
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.learner import Callback, CallbackError, Learner
+from miniai.train.live_plot import LivePlot
 from miniai.train.lr_find import lr_find
 from miniai.train.predictions import capture_predictions
 from miniai.train.progress import Recorder
@@ -377,6 +378,19 @@ def test_an_epoch_scheduler_steps_once_an_epoch_and_tells_plateau_the_validation
     assert learner.optimizer.param_groups[0]["lr"] == alone.param_groups[0]["lr"] < 0.01
     with pytest.raises(CallbackError, match="no 'accuracy', only loss"):
         make_learner(EpochScheduler(SCHEDULERS["ReduceLROnPlateau"], "accuracy")).fit(1)
+
+
+def test_the_live_plot_is_drawn_during_the_fit_and_shown_and_needs_a_recorder(tmp_path: Path) -> None:
+    steps: list[int] = []
+    path = tmp_path / "live.png"
+    learner = make_learner(
+        Recorder(every=1), LivePlot(path, every_seconds=0, show=lambda plot: steps.append(learner.step))
+    )
+    learner.fit(2)
+    assert steps == [*range(1, 9), 8]
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(CallbackError, match="give the Learner a Recorder too"):
+        make_learner(LivePlot(path)).fit(1)
 
 
 def test_recorder_plots_leave_out_the_first_steps_and_show_themselves(tmp_path: Path) -> None:
