@@ -65,7 +65,12 @@ def read_source(
     if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == latent_channels:
         if mask_image is not None:
             raise UserError("inpainting needs the picture itself, and not its latents: give image as a picture")
-        return Source(image.float(), None, (image.shape[2] * factor, image.shape[3] * factor), is_latent=True)
+        own = (image.shape[2] * factor, image.shape[3] * factor)
+        if any(asked not in (None, side) for asked, side in zip(size, own, strict=True)):
+            raise UserError(
+                f"latents of a picture of {own[1]}x{own[0]} pixels cannot be resized: leave out height and width"
+            )
+        return Source(image.float(), None, own, is_latent=True)
     items = _as_list(image, "image")
     own = _sides(items[0], "image")
     height, width = (side - side % factor if asked is None else asked for asked, side in zip(size, own, strict=True))

@@ -4,7 +4,7 @@ latents through the decoder (Rombach et al. 2022)."""
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,13 +20,13 @@ from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
-from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
+from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, convert
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import check_shares, check_tensor_names, guidance_strength, spread_generators
-from miniai.sd.single_file import read_single_file
+from miniai.sd.single_file import read_single_file, read_vae
 from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -69,6 +69,7 @@ class StableDiffusionPipeline:
         torch_dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         *,
+        vae: AutoencoderKL | str | os.PathLike[str] | None = None,
         variant: str | None = None,
         revision: str = "main",
         cache_dir: str | os.PathLike[str] | None = None,
@@ -79,6 +80,7 @@ class StableDiffusionPipeline:
     ) -> "StableDiffusionPipeline":
         """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
 
+        - vae: an autoencoder, or the file or folder of one, in the place of the folder's own.
         - variant: "fp16" reads half the bytes, where the folder has them.
         - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
         - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
@@ -90,6 +92,10 @@ class StableDiffusionPipeline:
             folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, variant=variant
         )
         parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
+        if vae is not None:
+            own = vae if isinstance(vae, AutoencoderKL) else read_vae(vae, torch_dtype, torch.device(device))
+            parts = replace(parts, vae=own.to(torch.device(device), torch_dtype).eval())
+            check_fit(str(found), parts)
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
 
     @classmethod

@@ -143,10 +143,8 @@ def _choose_vae(
     dtype: torch.dtype,
     device: torch.device,
 ) -> AutoencoderKL:
-    if isinstance(vae, AutoencoderKL):
-        return vae.to(device, dtype).eval()
     if vae is not None:
-        return read_vae(vae, dtype, device)
+        return vae.to(device, dtype).eval() if isinstance(vae, AutoencoderKL) else read_vae(vae, dtype, device)
     own = under(VAE, tensors)
     if not own:
         raise UserError(f"{where} has no autoencoder ({VAE}...): give one, vae=FILE or FOLDER")

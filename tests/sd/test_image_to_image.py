@@ -212,6 +212,7 @@ def test_vectors_in_place_of_texts_give_the_latents_of_diffusers(plain: Models) 
         ({"image": picture(), "height": 15}, "a picture of 16x15 pixels cannot be painted"),
         ({"image": [picture()] * 3, "num_images_per_prompt": 2}, "3 pictures to start from for 2 pictures"),
         ({"image": torch.zeros(1, 4, 8, 8), "mask_image": mask()}, "inpainting needs the picture itself"),
+        ({"image": torch.zeros(1, 4, 8, 8), "height": 20}, "latents of a picture of 16x16 pixels cannot be resized"),
         ({"image": picture(), "strength": 1.5}, "strength 1.5 is not possible"),
         ({"image": picture(), "strength": 0.1}, "strength 0.1 of 5 steps leaves none"),
         ({"guidance_rescale": 2}, "guidance_rescale 2 is not possible"),

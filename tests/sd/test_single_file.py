@@ -132,6 +132,9 @@ def test_another_autoencoder_takes_the_place_of_the_files_own(one: Model, tmp_pa
     for name in ("folder", "folder/diffusion_pytorch_model.safetensors"):
         state = read_vae(tmp_path / name, torch.float32, CPU).state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    one.theirs.save_pretrained(tmp_path / "model")
+    changed = StableDiffusionPipeline.from_pretrained(tmp_path / "model", vae=tmp_path / "vae.pt").vae
+    assert torch.equal(changed.decoder.conv_in.weight, 2 * expected["decoder.conv_in.weight"])
     without = {name: tensor for name, tensor in one.tensors.items() if not name.startswith("first_stage_model")}
     write_weights(tmp_path / "unet.safetensors", without)
     with pytest.raises(UserError, match="has no autoencoder .*: give one, vae=FILE or FOLDER"):
