@@ -7,6 +7,7 @@
 - `augment`, `trivial_augment`, `inference`: more from the same pictures, while training and when asking
 - `hooks`, `activations`, `summary`, `lr_find`, `predictions`: looking into a model, and what to try next
 - `distributed`: several processes
+- `habits`: Python's own tools for all of it
 
 Every class shows itself in an example in its docstring, and the tests run them all.
 """

@@ -174,6 +174,41 @@ class Augment(Callback):
         return type(batch)((images, *batch[1:]))
 
 
+class Augmented:
+    """A data set whose items are augmented as they are read, in the loader's workers, in place of on the device.
+
+    An item is a picture (c, h, w), or a tuple or list that begins with one. The generator is the loader's own of that
+    item, (seed, epoch, index); all of `augmentations` draw from it in turn. Pickles if the data set does.
+
+    >>> from miniai.train.data import Loader
+    >>> pictures = [(torch.arange(4.0).reshape(1, 2, 2), label) for label in range(6)]
+    >>> loader = Loader(Augmented(pictures, RandomFlip(1.0)), 2, seed=0)
+    >>> next(loader.batches(0))[0][0]
+    tensor([[[1., 0.],
+             [3., 2.]]])
+    """
+
+    def __init__(self, dataset: Any, *augmentations: Augmentation) -> None:
+        self.dataset, self.augmentations = dataset, augmentations
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        """What it does not have itself, the data set may: `Augmented(folder).classes`."""
+        if name.startswith("__") or name == "dataset":  # pickle asks before there is a data set
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def augmented(self, index: int, generator: torch.Generator) -> Any:
+        """Item `index`, its picture augmented."""
+        item = self.dataset[index]
+        images = (item if isinstance(item, Tensor) else item[0])[None]
+        for augmentation in self.augmentations:
+            images = augmentation(images, [generator])
+        return images[0] if isinstance(item, Tensor) else type(item)((images[0], *item[1:]))
+
+
 def item_generators(seed: int, epoch: int, indices: Sequence[int], k: int = 0) -> list[torch.Generator]:
     """The generator of each item for its k-th augmentation in `epoch`; none is the loader's own of that item.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miniai.train.data import Loader
+from miniai.train.habits import delegates
 from miniai.train.learner import Callback, Learner
 
 LossFunction = Callable[..., Tensor]
@@ -31,6 +32,7 @@ class TrainLearner(Learner):
     (3.0, 1.0)
     """
 
+    @delegates(Learner.__init__)
     def __init__(
         self,
         model: nn.Module,

@@ -1,5 +1,6 @@
 """Augmentation: each is what it says, follows from its own generator, and does not know the batch size."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from miniai.base.seeds import make_generator
 from miniai.train.augment import (
     Augment,
+    Augmented,
     RandomCopy,
     RandomCrop,
     RandomErase,
@@ -149,6 +151,25 @@ def test_the_callback_finds_the_pictures_in_every_kind_of_batch() -> None:
         augment.before_batch(learner)
         assert type(learner.batch) is type(batch)
         assert torch.equal(augment._images(learner.batch), flipped)
+
+
+def test_augmentation_in_the_loader_follows_from_seed_epoch_and_index_and_pickles() -> None:
+    pictures = list(PICTURES)
+    data = Augmented(pictures, RandomFlip(), RandomCrop(2), TrivialAugment())
+    one, other = Loader(data, 4, seed=5), Loader(pickle.loads(pickle.dumps(data)), 3, seed=5)
+
+    def epoch(loader: Loader, number: int) -> Tensor:
+        return torch.cat(list(loader.batches(number)))[loader.order(number).argsort()]
+
+    assert torch.equal(epoch(one, 1), epoch(other, 1))
+    assert not torch.equal(epoch(one, 1), epoch(one, 2))
+    assert data.copy()[0] is pictures[0]  # a list's own method
+    with pytest.raises(AttributeError, match="classes"):
+        data.classes  # noqa: B018
+    labelled = Augmented([(image, i) for i, image in enumerate(PICTURES)], RandomFlip(1.0))
+    images, labels = next(iter(Loader(labelled, 12, seed=5, shuffle=False).batches(0)))
+    assert torch.equal(images, PICTURES.flip(-1))
+    assert labels.tolist() == list(range(12))
 
 
 # TrivialAugment's operations against Pillow's
