@@ -71,7 +71,7 @@ def fill_rows(a: array, b: array, product: array, start: int, stop: int, k: int,
 class Layer(NamedTuple):
     """A matrix (n_in, n_out) made ready to be multiplied by many rows from the left, and the bias (n_out) to add.
 
-    `rows` are its rows, each in one integer, counted in `unit`; or, where Numba is installed, one flat buffer.
+    `rows` are its rows, each in one long integer, counted in `unit`s; or, where Numba is installed, one flat buffer.
     """
 
     rows: list[int] | array
@@ -103,7 +103,7 @@ def sign_bits(n: int) -> int:
 
 
 def whole_numbers(x: array) -> tuple[list[int], float]:
-    """The numbers as whole ones within ±2**28, and their unit: as exact as float32, of which the greatest has 24 bits.
+    """The numbers as whole ones within ±2**28, and their unit. float32 gives the greatest of them 24 bits.
 
     Raises ValueError where one is infinite or not a number.
     """
