@@ -16,10 +16,15 @@ OutputType = Literal["pil", "pt", "np", "latent"]
 
 @dataclass(frozen=True)
 class StableDiffusionOutput:
-    """`images`: PIL pictures; or with `output_type` "pt" a tensor (b, 3, h, w), with "np" an array (b, h, w, 3), both
-    float32 in [0, 1]; or with "latent" the latents (b, c, h, w), scaled as the U-Net sees them."""
+    """What was painted.
+
+    - images: PIL pictures; or with `output_type` "pt" a tensor (b, 3, h, w), with "np" an array (b, h, w, 3), both
+      float32 in [0, 1]; or with "latent" the latents (b, c, h, w), scaled as the U-Net sees them.
+    - nsfw_content_detected: what a safety checker says of each picture; None without a checker, and of latents.
+    """
 
     images: list[Image.Image] | Tensor | np.ndarray
+    nsfw_content_detected: list[bool] | None = None
 
 
 def convert(images: Float[Tensor, "b 3 h w"], output_type: OutputType) -> list[Image.Image] | Tensor | np.ndarray:

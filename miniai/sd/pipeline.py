@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from miniai.base.errors import UserError
+from miniai.base.images import to_pil
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
@@ -26,6 +27,7 @@ from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, convert
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import check_shares, check_tensor_names, guidance_strength, spread_generators
+from miniai.sd.safety import SafetyFlags, read_safety_checker
 from miniai.sd.single_file import read_single_file, read_vae
 from miniai.sd.start import make_start
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -55,12 +57,14 @@ class StableDiffusionPipeline:
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler_config: dict[str, Any],
+        safety_flags: SafetyFlags | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.unet = unet
         self.vae = vae
         self.scheduler_config = scheduler_config
+        self.safety_flags = safety_flags
 
     @classmethod
     def from_pretrained(
@@ -75,7 +79,7 @@ class StableDiffusionPipeline:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = True,
         use_safetensors: bool | None = None,
-        safety_checker: None = None,
+        safety_checker: bool | None = None,
         requires_safety_checker: bool = False,
     ) -> "StableDiffusionPipeline":
         """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
@@ -84,7 +88,8 @@ class StableDiffusionPipeline:
         - variant: "fp16" reads half the bytes, where the folder has them.
         - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
         - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
-        - safety_checker, requires_safety_checker: for scripts written for Diffusers; there is none here.
+        - safety_checker: True has the folder's own say of each picture, in `nsfw_content_detected`, whether it would
+          keep it; no picture is changed. `requires_safety_checker` is there for scripts written for Diffusers.
 
         Raises UserError as `find_model` and `read_folder` do.
         """
@@ -96,7 +101,8 @@ class StableDiffusionPipeline:
             own = vae if isinstance(vae, AutoencoderKL) else read_vae(vae, torch_dtype, torch.device(device))
             parts = replace(parts, vae=own.to(torch.device(device), torch_dtype).eval())
             check_fit(str(found), parts)
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
+        flags = read_safety_checker(found, torch_dtype, torch.device(device), variant) if safety_checker else None
+        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags)
 
     @classmethod
     def from_single_file(
@@ -122,7 +128,8 @@ class StableDiffusionPipeline:
 
     def to(self, *device_or_dtype: str | torch.device | torch.dtype) -> "StableDiffusionPipeline":
         """Move the networks to a device, or convert them to a dtype, in place."""
-        for module in (self.text_encoder, self.unet, self.vae):
+        checker = [] if self.safety_flags is None else [self.safety_flags.checker]
+        for module in (self.text_encoder, self.unet, self.vae, *checker):
             for target in device_or_dtype:
                 module.to(target)
         return self
@@ -247,7 +254,11 @@ class StableDiffusionPipeline:
         )
 
         # 7. Latents become pictures
-        return StableDiffusionOutput(painted if output_type == "latent" else convert(self.decode(painted), output_type))
+        if output_type == "latent":
+            return StableDiffusionOutput(painted)
+        images = self.decode(painted)
+        flags = None if self.safety_flags is None else self.safety_flags(to_pil(images))
+        return StableDiffusionOutput(convert(images, output_type), flags)
 
     def for_each_picture(self, vectors: Float[Tensor, "p n d"], n_each: int) -> Float[Tensor, "b n d"]:
         """The vectors of each prompt, once for each of its `n_each` pictures, as the U-Net reads them."""
