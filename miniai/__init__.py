@@ -6,15 +6,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from miniai.sd.pipeline import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
+    from miniai.sd.pipeline import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
     from miniai.sd.pipeline import StableDiffusionPipeline as StableDiffusionPipeline
 
 __version__ = "0.1.0"
-__all__ = ["StableDiffusionPipeline", "__version__"]
+# One class under the three names that programs written for Diffusers know.
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+__all__ = [*_PIPELINES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "StableDiffusionPipeline":
-        from miniai.sd.pipeline import StableDiffusionPipeline
+    if name in _PIPELINES:
+        from miniai.sd import pipeline
 
-        return StableDiffusionPipeline
+        return getattr(pipeline, name)
     raise AttributeError(f"module 'miniai' has no attribute {name!r}")

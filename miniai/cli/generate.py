@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, GuidanceScale, Model, Sampler, Steps
+from miniai.cli.options import Device, GuidanceScale, Sampler, Steps
 from miniai.recipes import generate_request
 
 Side = Annotated[
@@ -24,7 +24,22 @@ def generate(
     steps: Steps = generate_request.STEPS,
     sampler: Sampler = None,
     guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
-    model: Model = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|FILE|ID",
+            help="Model folder in the Diffusers layout, a single .safetensors or .ckpt file of Stable Diffusion 1.x or "
+            "2.x, or the hub id of a model in the local Hugging Face cache.",
+            show_default="the packaged one",
+        ),
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(help="File or folder of another autoencoder.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a single file: folder with CLIP's vocab.json and merges.txt.", show_default="the cache's"
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +70,13 @@ def generate(
     guidance_rescale: Annotated[
         float, typer.Option(help="How far guidance is kept from raising the contrast, 0 to 1.")
     ] = 0.0,
+    eta: Annotated[float, typer.Option(help="Fresh noise that ddim takes at each step, 0 to 1.")] = 0.0,
+    prompt_syntax: Annotated[
+        str, typer.Option(help="plain, a1111 or comfyui: how weights such as (word:1.3) are read.")
+    ] = "plain",
+    long_prompts: Annotated[
+        str, typer.Option(help="cut or chunks: what becomes of a prompt beyond the model's window.")
+    ] = "cut",
     clip_skip: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +109,11 @@ def generate(
         mask=mask,
         guidance_rescale=guidance_rescale,
         clip_skip=clip_skip,
+        eta=eta,
+        prompt_syntax=prompt_syntax,
+        long_prompts=long_prompts,
+        vae=vae,
+        tokenizer=tokenizer,
     )
     generate_request.check_request(request)  # before torch is loaded, so that a slip is answered at once
     generate_request.choose_targets(request)

@@ -26,7 +26,7 @@ class ResNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "ResNetConfig":
         """Raises UserError, naming `where`, for an unknown field."""
-        return config_from_dict(cls, values, where)
+        return config_from_dict(cls, dict(values), where)
 
 
 class ResBlock(nn.Module):

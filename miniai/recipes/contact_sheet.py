@@ -10,6 +10,7 @@ from tqdm import tqdm
 from miniai.base.device import pick_device, pick_dtype
 from miniai.base.images import grid, save_png
 from miniai.base.seeds import image_generators
+from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.sheets import labelled_grid
 from miniai.sd.pipeline import StableDiffusionPipeline
 
@@ -35,7 +36,7 @@ def contact_sheet(
     styles: Sequence[str] = ("",),
     *,
     n_steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = GUIDANCE_SCALE,
     sampler: str | None = None,
     seed: int = 0,
     device: str = "auto",

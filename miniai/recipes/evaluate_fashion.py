@@ -44,7 +44,7 @@ def evaluate_fashion(
     judge = load_classifier(classifier, place)
     train, test = load_both(data)
     labels = torch.arange(n) % N_CLASSES
-    options = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
+    options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
     painted = paint(network, config, labels, seed=seed, **options)
     real = features(judge, test.scaled(PADDING), place)
     spread = torch.linspace(0, len(train) - 1, min(n, len(train))).long()

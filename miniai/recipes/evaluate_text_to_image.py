@@ -15,6 +15,7 @@ from miniai.base.files import atomic_file, write_json
 from miniai.base.images import grid, save_png
 from miniai.recipes.contact_sheet import load_painter, paint
 from miniai.recipes.evaluator import Evaluator, find_evaluator, load_evaluator, refuse_own_clip
+from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.judging import Pictures, measure, to_levels
 from miniai.recipes.sheets import labelled_grid
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -40,7 +41,7 @@ def evaluate_text_to_image(
     out: Path,
     evaluator: Path | None = None,
     n_steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = GUIDANCE_SCALE,
     sampler: str | None = None,
     seed: int = 0,
     limit: int | None = None,

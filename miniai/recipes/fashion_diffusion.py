@@ -3,6 +3,7 @@
 One network and one training for all; what differs is how noise is added, what is predicted, and how it is taken out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -136,7 +137,7 @@ def train_fashion_diffusion(
     """
     if kind not in KINDS:
         raise UserError(f"unknown recipe {kind!r}: there are {', '.join(KINDS)}")
-    config = config or RECIPES[kind]  # type: ignore[index]
+    config = config or RECIPES[kind]
     train, _ = load_both(data)
     place = pick_device(device)
     run = start_run("diffusion", out, config, epochs, len(train), config.stage.batch_size, place, resume)
@@ -220,7 +221,8 @@ def denoiser_for(
         denoiser = NetworkDenoiser(model, schedule, ladder)
     if config.knows_classes:
         return guided(denoiser, labels, torch.full_like(labels, N_CLASSES), float(scale))
-    return lambda x, sigma: denoiser(x, sigma, None)
+    plain: Callable[..., Tensor] = denoiser
+    return lambda x, sigma: plain(x, sigma, None)
 
 
 def as_sheet(images: Float[Tensor, "n 1 h w"], n_columns: int = 10) -> Any:

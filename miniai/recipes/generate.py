@@ -49,7 +49,7 @@ def generate(request: GenerateRequest) -> Painted:
     if request.sampler is not None:
         find_sampler(request.sampler)
     image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
-    pipe = StableDiffusionPipeline.from_pretrained(model, pick_dtype(request.dtype, device), device)
+    pipe = load_pipeline(model, request, device)
     seed = fresh_seed() if request.seed is None else request.seed
 
     with memory_to_user_error():
@@ -65,6 +65,16 @@ def generate(request: GenerateRequest) -> Painted:
         save_gif(request.animate, frames, [MS_PER_FRAME] * len(steps) + [MS_LAST_FRAME])
     animation = () if request.animate is None else (request.animate,)
     return Painted((*targets.singles, *animation, targets.main), seed)
+
+
+def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -> StableDiffusionPipeline:
+    """The model in a folder, in a single file, or of a hub id in the local cache."""
+    dtype = pick_dtype(request.dtype, device)
+    if model.is_file():
+        return StableDiffusionPipeline.from_single_file(
+            model, dtype, device, tokenizer=request.tokenizer, vae=request.vae
+        )
+    return StableDiffusionPipeline.from_pretrained(model, dtype, device, vae=request.vae)
 
 
 def paint(
@@ -106,6 +116,9 @@ def paint(
                 mask_image=mask,
                 guidance_rescale=request.guidance_rescale,
                 clip_skip=request.clip_skip,
+                eta=request.eta,
+                prompt_syntax=request.prompt_syntax,  # type: ignore[arg-type]
+                long_prompts=request.long_prompts,  # type: ignore[arg-type]
             )
             images += output.images
             with torch.no_grad():

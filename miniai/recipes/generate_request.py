@@ -11,12 +11,14 @@ from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 
 STEPS = 20
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 2.5
 MAX_N = 256
 MAX_STEPS = 1000
 MAX_SIDE = 4096  # pixels
 MAX_GUIDANCE_SCALE = 100
 MAX_CLIP_SKIP = 64
+PROMPT_SYNTAXES = ("plain", "a1111", "comfyui")
+LONG_PROMPTS = ("cut", "chunks")
 MAX_SEED = 2**63 - 1
 
 
@@ -26,13 +28,18 @@ class GenerateRequest:
 
     - n: number of pictures; picture i has the seed `seed + i`.
     - sampler: None is the sampler that the model names.
-    - model: folder of a model; None is the one in the package.
+    - model: folder of a model, a single checkpoint file, or a hub id in the local Hugging Face cache; None is the one
+      in the package.
+    - vae: file or folder of another autoencoder; tokenizer: folder of one, for single files, which have none.
     - out: name of the picture, or a folder to put it in. None is a free name made from the prompt, in this folder.
     - animate: name of a GIF of the denoising.
     - width, height: in pixels; None is the size of `image`, or without one what the model was trained on.
     - image: a picture to start from; strength: how much of it is painted anew, 0 to 1. None is 0.8, or 1 with a mask.
     - mask: a picture as large as `image`, white where something new is to be painted, black where it is to stay.
     - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast.
+    - eta: how much fresh noise DDIM takes at each step, 0 to 1.
+    - prompt_syntax: "plain", "a1111" or "comfyui", how weights such as (word:1.3) are read; long_prompts: "cut" or
+      "chunks", what becomes of more tokens than the model's window.
     - clip_skip: how many of the text encoder's last layers are left out; None is what the model was trained with.
     """
 
@@ -55,6 +62,11 @@ class GenerateRequest:
     mask: Path | None = None
     guidance_rescale: int | float = 0.0
     clip_skip: int | None = None
+    eta: int | float = 0.0
+    prompt_syntax: str = "plain"
+    long_prompts: str = "cut"
+    vae: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,14 @@ def check_request(request: GenerateRequest) -> None:
         ("--strength", request.strength, 0, 1, ""),
         ("--guidance-rescale", request.guidance_rescale, 0, 1, ""),
         ("--clip-skip", request.clip_skip, 0, MAX_CLIP_SKIP, "layers"),
+        ("--eta", request.eta, 0, 1, ""),
     )
+    for option, value, known in (
+        ("--prompt-syntax", request.prompt_syntax, PROMPT_SYNTAXES),
+        ("--long-prompts", request.long_prompts, LONG_PROMPTS),
+    ):
+        if value not in known:
+            raise UserError(f"{option} {value} is not there: give {' or '.join(known)}")
     if request.image is None and (request.strength is not None or request.mask is not None):
         option = "--strength" if request.mask is None else "--mask"
         raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")

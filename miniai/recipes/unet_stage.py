@@ -144,7 +144,7 @@ def init_unet(unet: AnyUNet) -> AnyUNet:
 
 
 def save_grid(
-    path: Path, pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, n_steps: int = 20, scale: float = 4.0
+    path: Path, pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, n_steps: int = 20, scale: float = 2.5
 ) -> None:
     """Paint `prompts` from the same noise each time, picture i with `seed + i`, into one sheet."""
     generators = image_generators(seed, len(prompts))

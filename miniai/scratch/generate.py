@@ -30,7 +30,7 @@ class GenerateRequest:
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 20
-    guidance_scale: int | float = 4.0
+    guidance_scale: int | float = 2.5
     model: Path = PACKAGED_MODEL
     out: Path | None = None
     processes: int | None = None
