@@ -19,6 +19,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.contact_sheet import contact_sheet, load_painter, paint
 from miniai.recipes.evaluate_text_to_image import choose_heldout, evaluate_text_to_image
 from miniai.recipes.evaluator import RECORD, Evaluator, find_evaluator, train_evaluator
+from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.judging import Pictures, measure, to_levels
 from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image import scheduler_config
@@ -233,7 +234,7 @@ def test_contact_sheet_has_a_cell_for_each_prompt_with_all_its_styles(model: Pat
     path = contact_sheet(model, tmp_path / "sheet.png", prompts, styles, n_steps=2, n_columns=2, zoom=3)
     sheet = Image.open(path)
     painter = load_painter(model, "cpu")
-    cell = list(paint(painter, [f"a cat, {style} style" for style in styles], 2, 4.0, None, 0))
+    cell = list(paint(painter, [f"a cat, {style} style" for style in styles], 2, GUIDANCE_SCALE, None, 0))
     assert sheet.width == 2 * (3 * (2 * 16 + 2) + 8) + 8
     top = 8 + 13 + 8
     shown = sheet.crop((8, top, 8 + 3 * 34, top + 48)).resize((34, 16), Image.Resampling.NEAREST)

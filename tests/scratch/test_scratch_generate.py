@@ -106,7 +106,7 @@ def test_the_command_paints_in_an_environment_that_holds_no_package(tmp_path: Pa
     assert "s left" in done.stderr
     with Image.open(out) as picture:
         assert picture.size == (8, 8)
-        assert picture.text["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 4, Seed: 3,")
+        assert picture.text["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2.5, Seed: 3,")
         alone = StableDiffusionPipeline.from_pretrained(folder)(PROMPT, num_inference_steps=2, seed=3)
         assert picture.tobytes() == to_bytes(alone)
     listed = "import importlib.metadata as m; print([d.name for d in m.distributions()])"
