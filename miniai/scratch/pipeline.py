@@ -70,7 +70,7 @@ class StableDiffusionPipeline:
         prompt: str,
         negative_prompt: str = "",
         num_inference_steps: int = 20,
-        guidance_scale: int | float = 4.0,
+        guidance_scale: int | float = 2.5,
         seed: int = 0,
         callback: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
