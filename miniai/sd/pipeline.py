@@ -20,6 +20,7 @@ from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
+from miniai.nn.packed import pack_weights
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
 from miniai.sd.hub import find_model
@@ -102,7 +103,7 @@ class StableDiffusionPipeline:
             parts = replace(parts, vae=own.to(torch.device(device), torch_dtype).eval())
             check_fit(str(found), parts)
         flags = read_safety_checker(found, torch_dtype, torch.device(device), variant) if safety_checker else None
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags)
+        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags).packed()
 
     @classmethod
     def from_single_file(
@@ -120,7 +121,15 @@ class StableDiffusionPipeline:
         `miniai.sd.deduced_configs` says what is deduced and how; arguments and errors are those of `read_single_file`.
         """
         parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type)
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config)
+        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
+
+    def packed(self) -> "StableDiffusionPipeline":
+        """On the CPU in bfloat16, lay out U-Net and autoencoder as its kernels read them (benchmarks/sd_speed.py), in
+        place; elsewhere nothing is done. `unpack_weights` makes them learn again."""
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            for module in (self.unet, self.vae):
+                pack_weights(module)
+        return self
 
     def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: Literal[True] = True) -> None:
         """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""

@@ -1,0 +1,131 @@
+"""Packed weights: the same network, to the eye of everything but the clock."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import tiny_pipeline
+from torch import nn
+
+from miniai.base.seeds import make_generator
+from miniai.nn.packed import PackedConv2d, PackedLinear, can_pack, pack_weights, unpack_weights
+from miniai.sd.pipeline import StableDiffusionPipeline
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 24, 3, padding=1, stride=2)
+        self.point = nn.Conv2d(24, 16, 1, bias=False)
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(16, 5), nn.Linear(5, 7, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.point(self.conv(x)).mean((2, 3)))
+
+
+def net(dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net().to(dtype).to(memory_format=torch.channels_last).eval()
+
+
+def pictures(dtype: torch.dtype, n: int = 2, side: int = 10) -> torch.Tensor:
+    return torch.randn(n, 8, side, side, generator=make_generator(1)).to(dtype)
+
+
+def packed_layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, (PackedConv2d, PackedLinear))]
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def test_this_torch_can_pack() -> None:
+    assert can_pack()  # else the tests below would claim nothing
+
+
+@DTYPES
+def test_packed_layers_compute_what_plain_ones_do_at_any_size(dtype: torch.dtype) -> None:
+    plain, packed = net(dtype), pack_weights(net(dtype))
+    assert len(packed_layers(packed)) == 4
+    with torch.no_grad():
+        for n, side in ((2, 10), (1, 7), (5, 16)):
+            x = pictures(dtype, n, side)
+            torch.testing.assert_close(packed(x), plain(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+
+
+@DTYPES
+def test_a_packed_network_keeps_its_state_dict_bit_for_bit(dtype: torch.dtype) -> None:
+    plain, packed = net(dtype), pack_weights(net(dtype))
+    assert set(packed.state_dict()) == set(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], value)
+    unpacked = unpack_weights(packed)
+    assert packed_layers(unpacked) == []
+    assert {name for name, _ in unpacked.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in unpacked.state_dict().items())
+
+
+def test_weights_loaded_into_a_packed_network_are_those_it_computes_with() -> None:
+    packed, other = pack_weights(net(torch.float32)), net(torch.float32)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(2)
+    packed.load_state_dict(other.state_dict())
+    x = pictures(torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), other(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="conv.weight"):
+        packed.load_state_dict({name: value for name, value in other.state_dict().items() if name != "conv.weight"})
+
+
+def test_a_packed_network_moves_between_dtypes() -> None:
+    packed = pack_weights(net(torch.float32)).to(torch.bfloat16)
+    assert len(packed_layers(packed)) == 4
+    assert all(layer.weight.is_mkldnn and layer.weight.dtype == torch.bfloat16 for layer in packed_layers(packed))
+    half = packed.half()
+    assert half.state_dict()["conv.weight"].dtype == torch.float16
+    assert not any(layer.weight.is_mkldnn for layer in packed_layers(half))
+
+
+def test_gradients_flow_through_packed_layers_to_the_inputs() -> None:
+    x = pictures(torch.float32).requires_grad_()
+    slopes = [torch.autograd.grad(one(x).sum(), x)[0] for one in (net(torch.float32), pack_weights(net(torch.float32)))]
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
+def test_under_autocast_packed_layers_do_as_plain_ones() -> None:
+    x = pictures(torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pack_weights(net(torch.float32))(x), net(torch.float32)(x))
+
+
+def test_float16_layers_stay_plain() -> None:
+    assert packed_layers(pack_weights(net(torch.float16))) == []
+
+
+def test_a_packed_network_can_be_copied() -> None:
+    packed = pack_weights(net(torch.float32))
+    twin = copy.deepcopy(packed)
+    with torch.no_grad():
+        assert torch.equal(twin(pictures(torch.float32)), packed(pictures(torch.float32)))
+
+
+def test_a_bfloat16_pipeline_paints_packed_what_it_paints_plain(tmp_path: Path) -> None:
+    tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    packed = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch.bfloat16)
+    assert packed_layers(packed.unet)
+    assert packed_layers(packed.vae)
+    request = {"num_inference_steps": 3, "output_type": "pt"}
+    images = packed("a cat", **request, generator=make_generator(1)).images
+    packed.save_pretrained(tmp_path / "again")
+    unpack_weights(packed.unet)
+    unpack_weights(packed.vae)
+    assert not packed_layers(packed.unet)
+    plain = packed("a cat", **request, generator=make_generator(1)).images
+    torch.testing.assert_close(images, plain, rtol=0, atol=0.03)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "again", torch.float32)
+    assert not packed_layers(again.unet)
+    first = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch.float32)
+    assert all(torch.equal(value, again.unet.state_dict()[name]) for name, value in first.unet.state_dict().items())
