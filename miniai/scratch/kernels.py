@@ -32,15 +32,15 @@ def dot_python(a: list, b: list) -> Any:
     return sum(map(mul, a, b))
 
 
-# New in Python 3.12. Measured there: 6.7 ns a product, where `sum(map(mul, ...))` takes 27.
+# New in Python 3.12. Measured there: 4 times as fast as `sum(map(mul, ...))`.
 dot: Callable[[Any, Any], Any] = getattr(math, "sumprod", dot_python)
 
 
 def matmul_python(a: array, b: array, n: int, k: int, m: int) -> array:
     """Row-major (n, k) times (k, m) is (n, m).
 
-    `sum(map(mul, row, column))` runs in C: measured, 38 ns a product, where three plain loops took 89. Lists are looped
-    over, not arrays (50 ns): a list holds Python floats ready made, an array makes a new one at each reading.
+    `sum(map(mul, row, column))` runs in C: measured, 22 ns a product, where three plain loops took 50. Lists are looped
+    over, not arrays (slower by a third): a list holds Python floats ready made, an array makes one at each reading.
     """
     columns = [b[j::m].tolist() for j in range(m)]
     product = array(product_code(a, b))
