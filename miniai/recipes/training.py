@@ -11,12 +11,13 @@ from torch import nn
 
 from miniai.base.files import read_json, write_json
 from miniai.recipes.text_to_image_config import StageConfig
+from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.ema import EMA
 from miniai.train.guards import Interrupt, NaNGuard
-from miniai.train.learner import Callback, Learner, Objective
+from miniai.train.learner import Learner, Objective
 from miniai.train.progress import Progress, Recorder
 from miniai.train.schedule import Budget, Schedule, warmup_constant_cosine
 

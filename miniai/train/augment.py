@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from miniai.base.seeds import make_generator
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 Generators = Sequence[torch.Generator]
 Augmentation = Callable[[Float[Tensor, "b c h w"], Generators], Float[Tensor, "b c h w"]]

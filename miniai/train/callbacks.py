@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.train.learner import Callback, CancelFitException, Learner
+from miniai.train.callback import Callback, CancelFitException
+from miniai.train.learner import Learner
 
 
 class Device(Callback):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.weights import load_weights, read_metadata, read_weights, write_weights
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 _NAME = re.compile(r"step-(\d{7,})\.safetensors")
 _FORMAT = "miniai training checkpoint 1"

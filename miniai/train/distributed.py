@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from miniai.base.errors import UserError
-from miniai.train.learner import Callback, CancelFitException, Learner
+from miniai.train.callback import Callback, CancelFitException
+from miniai.train.learner import Learner
 
 
 class Accelerate(Callback):

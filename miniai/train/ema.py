@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 
 class EMA(Callback):

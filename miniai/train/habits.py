@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 HookFunction = Callable[["Hook", nn.Module, Any, Any], Any]
 Chooser = Callable[[nn.Module], bool]

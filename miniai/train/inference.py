@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.seeds import make_generator
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 View = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 

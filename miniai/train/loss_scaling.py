@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from miniai.train.learner import Callback, CancelBatchException, Learner
+from miniai.train.callback import Callback, CancelBatchException
+from miniai.train.learner import Learner
 
 
 class MixedPrecision(Callback):

@@ -14,8 +14,9 @@ import torch
 
 from miniai.base.errors import UserError
 from miniai.base.plots import Plot, curves
+from miniai.train.callback import Callback, CancelFitException
 from miniai.train.callbacks import Device, GradientClip, Precision
-from miniai.train.learner import Callback, CancelFitException, Learner
+from miniai.train.learner import Learner
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 
 @runtime_checkable

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 
 Picker = Callable[[Learner], Sequence[Tensor]]
 

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from miniai.base.errors import UserError
 from miniai.base.plots import Plot, curves
-from miniai.train.learner import Callback, Learner, batch_size_of
+from miniai.train.callback import Callback
+from miniai.train.data import batch_size_of
+from miniai.train.learner import Learner
 from miniai.train.schedule import find_budget, fraction_done
 
 

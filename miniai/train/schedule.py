@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 from miniai.base.errors import UserError
-from miniai.train.learner import Callback, CancelFitException, Learner
+from miniai.train.callback import Callback, CancelFitException
+from miniai.train.learner import Learner
 
 
 class Budget(Callback):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from miniai.base.errors import UserError
-from miniai.train.learner import Callback, Learner
+from miniai.train.callback import Callback
+from miniai.train.learner import Learner
 
 
 class Tracker(Callback, ABC):

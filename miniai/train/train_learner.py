@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
 from miniai.train.habits import delegates
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 
 LossFunction = Callable[..., Tensor]
 

@@ -12,12 +12,13 @@ from torch import nn
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
 from miniai.train.augment import Augment, RandomCrop
+from miniai.train.callback import Callback, CancelFitException
 from miniai.train.callbacks import GradientClip
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.distributed import Accelerate
 from miniai.train.ema import EMA
-from miniai.train.learner import Callback, CancelFitException, Learner
+from miniai.train.learner import Learner
 from miniai.train.progress import Recorder
 from miniai.train.schedule import Schedule
 from miniai.train.train_learner import TrainLearner

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, GradientClip, Precision
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.ema import EMA
 from miniai.train.guards import Interrupt, NaNGuard
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.progress import Recorder
 from miniai.train.schedule import Budget, Schedule, warmup_constant_cosine
 

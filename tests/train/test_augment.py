@@ -20,8 +20,9 @@ from miniai.train.augment import (
     item_generators,
     uniforms,
 )
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.trivial_augment import OPERATIONS, TrivialAugment
 
 PICTURES = torch.rand(12, 3, 20, 16, generator=make_generator(1)) * 2 - 1

@@ -17,10 +17,11 @@ from small_training import make_learner, run
 from torch import Tensor
 
 from miniai.base.errors import UserError
+from miniai.train.callback import Callback
 from miniai.train.callbacks import Every
 from miniai.train.checkpoint import Checkpoint, checkpoints, read_checkpoint, resume, save_checkpoint
 from miniai.train.ema import EMA
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 
 N_STEPS = 60
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import miniai
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 
 ROOT = Path(miniai.__file__).parent
 MODULES = [

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.train.callback import Callback
 from miniai.train.callbacks import GradientClip
 from miniai.train.checkpoint import Checkpoint, checkpoints, read_checkpoint
 from miniai.train.data import Loader
 from miniai.train.guards import Interrupt, NaNGuard
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.metrics import Metrics
 
 

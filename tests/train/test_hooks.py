@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from miniai.base.seeds import make_generator
 from miniai.train.activations import ActivationStats
+from miniai.train.callback import Callback, CallbackError
 from miniai.train.data import Loader
 from miniai.train.hooks import Hook, Hooks, HooksCallback
-from miniai.train.learner import Callback, CallbackError, Learner
+from miniai.train.learner import Learner
 
 DATA = torch.randn(16, 4, generator=make_generator(1))
 

@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
-from miniai.train.data import Loader
-from miniai.train.learner import (
+from miniai.train.callback import (
     Callback,
     CallbackError,
     CancelBatchException,
     CancelEpochException,
     CancelFitException,
-    Learner,
-    batch_size_of,
 )
+from miniai.train.data import Loader, batch_size_of
+from miniai.train.learner import Learner
 
 EVENTS = [
     "before_fit",

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from miniai.base.seeds import make_generator
+from miniai.train.callback import Callback, CallbackError
 from miniai.train.callbacks import GradientClip, SingleBatch
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, CallbackError, Learner
+from miniai.train.learner import Learner
 from miniai.train.live_plot import LivePlot
 from miniai.train.lr_find import lr_find
 from miniai.train.predictions import capture_predictions

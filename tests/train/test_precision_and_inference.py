@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniai.base.seeds import make_generator
+from miniai.train.callback import Callback
 from miniai.train.callbacks import GradientClip
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.guards import NaNGuard
 from miniai.train.inference import TestTimeAugmentation, flipped, predict_with_dropout, predict_with_views
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.loss_scaling import MixedPrecision
 from miniai.train.metrics import Metrics
 from miniai.train.train_learner import TrainLearner

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.metrics import Mean, Metrics
 from miniai.train.progress import Progress, Recorder, _clock
 from miniai.train.schedule import Budget

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
+from miniai.train.callback import Callback
 from miniai.train.data import Loader
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.tracking import CSVLog, TensorBoard, Tracker, WandB
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
+from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision, to_device
 from miniai.train.data import Loader
 from miniai.train.ema import EMA
-from miniai.train.learner import Callback, Learner
+from miniai.train.learner import Learner
 from miniai.train.schedule import Budget, Schedule, fraction_done, warmup_constant_cosine
 
 
