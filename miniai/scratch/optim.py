@@ -1,6 +1,7 @@
 """25. Optimizers: from gradients to new weights. Each step is PyTorch's, number for number."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from miniai.scratch.autograd import Variable
@@ -9,7 +10,7 @@ from miniai.scratch.ieee import Number, sqrt
 from miniai.scratch.tensor import Tensor
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Holds the parameters and the learning rate, which a schedule may set before each step."""
 
     def __init__(self, parameters: Sequence[Variable], lr: Number, weight_decay: Number = 0.0) -> None:
@@ -31,9 +32,9 @@ class Optimizer:
             if parameter.grad is not None:
                 parameter.data = self.updated(i, parameter.data, parameter.grad)
 
+    @abstractmethod
     def updated(self, i: int, weight: Tensor, grad: Tensor) -> Tensor:
         """What parameter `i` becomes."""
-        raise NotImplementedError
 
     def decayed(self, weight: Tensor, grad: Tensor) -> Tensor:
         """The gradient of loss + weight_decay/2 |weight|²: weights are pulled to 0."""
