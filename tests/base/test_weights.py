@@ -225,7 +225,7 @@ def test_an_error_while_writing_leaves_the_old_weights(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_weights(path, {"a": torch.ones(2)})
     on_nowhere = torch.ones(3, device="meta")  # has no bytes to write
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(RuntimeError):
         write_weights(path, {"a": torch.zeros(2), "b": on_nowhere})
     assert torch.equal(read_weights(path)["a"], torch.ones(2))
     assert os.listdir(tmp_path) == ["a.safetensors"]
