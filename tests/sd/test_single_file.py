@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
@@ -15,7 +16,9 @@ from sd_oracle import relative_error
 from tiny_model import tiny_tokenizer
 
 from miniai.base.errors import UserError
+from miniai.base.images import open_image
 from miniai.base.weights import read_weights, without_memory, write_weights
+from miniai.cli import run
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
@@ -88,6 +91,21 @@ def test_a_single_file_paints_what_diffusers_paints(one: Model) -> None:
     request["latents"] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs, ours = one.theirs(**request).images, one.ours()(**request, height=16, width=16).images
     assert abs(ours - theirs).max() < 1e-4
+
+
+def test_the_command_line_paints_from_a_single_file_what_diffusers_paints(
+    one: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ["--width", "16", "--height", "16", "--steps", "4", "--guidance-scale", "3", "--seed", "5"]
+    files = ["--model", str(one.file), "--tokenizer", str(one.tokenizer)]
+    assert run(["generate", "a cat", *files, *size]) == 0
+    assert capsys.readouterr().out == "a-cat.png\n"
+    request: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0}
+    theirs = one.theirs("a cat", **request, generator=torch.Generator().manual_seed(5), output_type="np").images[0]
+    ours = np.asarray(open_image(Path("a-cat.png"))) / 255
+    assert ours.shape == theirs.shape == (16, 16, 3)
+    assert abs(ours - theirs).max() < 1 / 255
 
 
 def test_diffusers_paints_the_same_from_the_same_file(one: Model, tmp_path: Path) -> None:
