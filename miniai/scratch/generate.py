@@ -13,7 +13,7 @@ from pathlib import Path
 
 import miniai
 from miniai.scratch.branches import n_cores
-from miniai.scratch.pipeline import StableDiffusionPipeline
+from miniai.scratch.pipeline import GUIDANCE_SCALE, STEPS, StableDiffusionPipeline
 from miniai.scratch.png import write_png
 from miniai.scratch.tensor import Tensor
 
@@ -29,8 +29,8 @@ class GenerateRequest:
     prompt: str
     negative_prompt: str = ""
     seed: int = 0
-    steps: int = 20
-    guidance_scale: int | float = 2.5
+    steps: int = STEPS
+    guidance_scale: int | float = GUIDANCE_SCALE
     model: Path = PACKAGED_MODEL
     out: Path | None = None
     processes: int | None = None

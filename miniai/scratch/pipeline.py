@@ -18,6 +18,8 @@ from miniai.scratch.sampler import dpmpp_2m, guided
 from miniai.scratch.tensor import Tensor
 from miniai.scratch.tokenizer import CLIPTokenizer
 
+STEPS, GUIDANCE_SCALE = 20, 2.5  # what a picture is painted with where nothing else is asked for
+
 
 class StableDiffusionPipeline:
     """The parts of a Stable Diffusion model, and the call that paints with them."""
@@ -69,8 +71,8 @@ class StableDiffusionPipeline:
         self,
         prompt: str,
         negative_prompt: str = "",
-        num_inference_steps: int = 20,
-        guidance_scale: int | float = 2.5,
+        num_inference_steps: int = STEPS,
+        guidance_scale: int | float = GUIDANCE_SCALE,
         seed: int = 0,
         callback: Callable[[int], None] = lambda step: None,
     ) -> Tensor:

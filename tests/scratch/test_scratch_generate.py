@@ -1,5 +1,6 @@
 """Stable Diffusion on the standard library alone, whole: the pictures of the PyTorch path, and the command line."""
 
+import inspect
 import json
 import os
 import re
@@ -20,9 +21,11 @@ from scratch_oracle import draw, ours
 import miniai.scratch
 from miniai.base.images import to_pil
 from miniai.base.seeds import make_generator
+from miniai.recipes.generate_request import MAX_GUIDANCE_SCALE, MAX_STEPS, packaged_model
+from miniai.recipes.generate_request import GenerateRequest as UpperRequest
 from miniai.scratch.__main__ import main
 from miniai.scratch.branches import Branches, TwoProcesses
-from miniai.scratch.generate import GenerateRequest, target
+from miniai.scratch.generate import RANGES, GenerateRequest, target
 from miniai.scratch.pipeline import StableDiffusionPipeline
 from miniai.scratch.png import to_bytes
 from miniai.scratch.tensor import Tensor
@@ -222,6 +225,18 @@ def test_a_picture_without_a_name_gets_a_free_one_from_the_prompt(
         assert target(GenerateRequest("A red Apple!")) == Path(name)
         Path(name).touch()
     assert target(GenerateRequest("?!")) == Path("picture.png")
+
+
+def test_what_is_not_asked_for_is_what_the_upper_floors_take() -> None:
+    here, above = GenerateRequest("a cat"), UpperRequest("a cat")
+    for name in ("negative_prompt", "steps", "guidance_scale"):
+        assert getattr(here, name) == getattr(above, name)
+    assert here.model == packaged_model()
+    assert RANGES["steps"] == (1, MAX_STEPS)
+    assert RANGES["guidance_scale"] == (0, MAX_GUIDANCE_SCALE)
+    defaults = inspect.signature(StableDiffusionPipeline.__call__).parameters
+    assert defaults["num_inference_steps"].default == here.steps
+    assert defaults["guidance_scale"].default == here.guidance_scale
 
 
 def test_numbers_that_are_not_finite_are_an_error_and_not_a_black_picture(folder: Path, tmp_path: Path) -> None:
