@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from miniai.scratch import kernels
+from miniai.scratch import kernels, layer_kernels
 from miniai.scratch.lists import matmul_lists
 from miniai.scratch.matmul import (
     cuda,
@@ -39,8 +39,8 @@ def flat(function: Callable[..., array]) -> Stage:
 
 def long_integers(b: Tensor) -> Stage:
     """`b` is packed beforehand, as a layer's weights are."""
-    layer = kernels.pack_python(b.transpose(0, 1).flat(), array("d", bytes(8 * b.shape[1])))
-    return lambda a, _: Tensor.of(kernels.linear_python(a.flat(), layer), (a.shape[0], b.shape[1]))
+    layer = layer_kernels.pack_python(b.transpose(0, 1).flat(), array("d", bytes(8 * b.shape[1])))
+    return lambda a, _: Tensor.of(layer_kernels.linear_python(a.flat(), layer), (a.shape[0], b.shape[1]))
 
 
 def stages(b: Tensor) -> dict[str, Stage]:

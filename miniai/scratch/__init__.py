@@ -4,7 +4,7 @@
 2. matrix.py: a matrix through Python's data model
 3. shapes.py: shapes, strides and broadcasting
 4. ieee.py: functions of numbers that answer inf and nan
-5. kernels.py: the loops where the time goes
+5. kernels.py: the loop where the time goes: a product of matrices
 6. strided.py: a buffer read through shape and strides
 7. tensor.py: the tensor
 8. creation.py: tensors made and joined
@@ -34,17 +34,18 @@
 32. png.py: pictures written to theirs
 33. folder.py: a model's folder, its settings and weights
 34. tokenizer.py: text becomes numbers: byte-pair encoding
-35. inference.py: layers that only look forward
-36. clip.py: the text encoder
-37. blocks.py: timestep, attention, residual block, half and double size
-38. transformer.py: a picture's positions look at one another and at the text
-39. unet.py: the network that tells noise from picture
-40. autoencoder.py: latents become pictures
-41. ladder.py: noise levels, and those that sampling visits
-42. sampler.py: denoiser, guidance, DPM++ 2M
-43. mersenne.py: PyTorch's random numbers from a seed
-44. branches.py: two processes for the two answers that guidance needs
-45. pipeline.py: Stable Diffusion, whole
-46. generate.py: a prompt becomes a PNG file
-47. __main__.py: the command line
+35. layer_kernels.py: the loops of a trained network, whose weights stay
+36. inference.py: layers that only look forward
+37. clip.py: the text encoder
+38. blocks.py: timestep, attention, residual block, half and double size
+39. transformer.py: a picture's positions look at one another and at the text
+40. unet.py: the network that tells noise from picture
+41. autoencoder.py: latents become pictures
+42. ladder.py: noise levels, and those that sampling visits
+43. sampler.py: denoiser, guidance, DPM++ 2M
+44. mersenne.py: PyTorch's random numbers from a seed
+45. branches.py: two processes for the two answers that guidance needs
+46. pipeline.py: Stable Diffusion, whole
+47. generate.py: a prompt becomes a PNG file
+48. __main__.py: the command line
 """

@@ -1,4 +1,4 @@
-"""40. The half of the autoencoder that makes latents into pictures (Kingma and Welling 2014; Rombach et al. 2022,
+"""41. The half of the autoencoder that makes latents into pictures (Kingma and Welling 2014; Rombach et al. 2022,
 section 3.1).
 
 Names are those of nn/autoencoder.py. Maps are (h, w, c).

@@ -1,4 +1,4 @@
-"""37. Parts that the U-Net and the autoencoder share: the timestep's embedding, attention, the residual block, half and
+"""38. Parts that the U-Net and the autoencoder share: the timestep's embedding, attention, the residual block, half and
 double size.
 
 Names are those of nn/layers.py, and so the weights'. Maps are (h, w, c), tokens (n, c).

@@ -1,4 +1,4 @@
-"""44. Guidance asks the U-Net twice at each step, with and without the prompt: two processes can answer at once.
+"""45. Guidance asks the U-Net twice at each step, with and without the prompt: two processes can answer at once.
 
 Each has the whole U-Net, so that all that goes between them is one small map each way; shared rows of every product
 would send them hundreds of times.

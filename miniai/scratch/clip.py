@@ -1,4 +1,4 @@
-"""36. CLIP's text encoder: token ids become one vector for each token, which knows the tokens before it.
+"""37. CLIP's text encoder: token ids become one vector for each token, which knows the tokens before it.
 
 Names are those of nn/clip.py (Radford et al. 2021). Tokens are (n, d), of one text.
 """

@@ -1,4 +1,4 @@
-"""46. A prompt becomes a PNG file: what is asked for is checked first, then painted, with the time left in view.
+"""47. A prompt becomes a PNG file: what is asked for is checked first, then painted, with the time left in view.
 
 Names and defaults are those of `miniai generate`, in recipes/generate_request.py.
 """

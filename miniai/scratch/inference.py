@@ -1,11 +1,11 @@
-"""35. Layers of a trained network that only look forward: their weights stay, and nothing is kept for gradients.
+"""36. Layers of a trained network that only look forward: their weights stay, and nothing is kept for gradients.
 
 They compute what those of modules.py, convolution.py, normalisation.py and attention.py do, by way of the kernels. One
 picture at a time, channels last: a feature map is (h, w, c) and tokens are (n, c), so that a map's positions are tokens
 as they stand, and a convolution's window is a few slices.
 """
 
-from miniai.scratch import ieee, kernels
+from miniai.scratch import ieee, layer_kernels
 from miniai.scratch.creation import zeros
 from miniai.scratch.folder import Weights
 from miniai.scratch.tensor import Tensor
@@ -18,10 +18,10 @@ class Linear:
         self.out_features = out_features
         weight = weights.take("weight", out_features, in_features)
         shift = weights.vector("bias", out_features) if bias else zeros(out_features).flat()
-        self.layer = kernels.pack(weight.flat(), shift)
+        self.layer = layer_kernels.pack(weight.flat(), shift)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return Tensor.of(kernels.linear(x.flat(), self.layer), (*x.shape[:-1], self.out_features))
+        return Tensor.of(layer_kernels.linear(x.flat(), self.layer), (*x.shape[:-1], self.out_features))
 
 
 class Conv2d:
@@ -32,11 +32,11 @@ class Conv2d:
     ) -> None:
         self.out_channels, self.kernel_size, self.stride = out_channels, kernel_size, stride
         weight = weights.take("weight", out_channels, in_channels, kernel_size, kernel_size)
-        self.layer = kernels.pack(weight.permute(0, 2, 3, 1).flat(), weights.vector("bias", out_channels))
+        self.layer = layer_kernels.pack(weight.permute(0, 2, 3, 1).flat(), weights.vector("bias", out_channels))
 
     def __call__(self, x: Tensor) -> Tensor:
         h, w, _ = x.shape
-        y = kernels.conv(x.flat(), h, w, self.kernel_size, self.stride, self.layer)
+        y = layer_kernels.conv(x.flat(), h, w, self.kernel_size, self.stride, self.layer)
         return Tensor.of(y, (-(-h // self.stride), -(-w // self.stride), self.out_channels))
 
 
@@ -51,7 +51,7 @@ class GroupNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         n, c = x.numel() // self.num_channels, self.num_channels
-        y = kernels.normalise(x.flat(), n, c, self.num_groups, self.eps, self.weight, self.bias)
+        y = layer_kernels.normalise(x.flat(), n, c, self.num_groups, self.eps, self.weight, self.bias)
         return Tensor.of(y, x.shape)
 
 
@@ -63,19 +63,19 @@ class LayerNorm:
         self.weight, self.bias = weights.vector("weight", dim), weights.vector("bias", dim)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return Tensor.of(kernels.normalise(x.flat(), 1, self.dim, 1, self.eps, self.weight, self.bias), x.shape)
+        return Tensor.of(layer_kernels.normalise(x.flat(), 1, self.dim, 1, self.eps, self.weight, self.bias), x.shape)
 
 
 def silu(x: Tensor) -> Tensor:
-    return Tensor.of(kernels.each(ieee.silu, x.flat()), x.shape)
+    return Tensor.of(layer_kernels.each(ieee.silu, x.flat()), x.shape)
 
 
 def gelu(x: Tensor) -> Tensor:
-    return Tensor.of(kernels.each(ieee.gelu, x.flat()), x.shape)
+    return Tensor.of(layer_kernels.each(ieee.gelu, x.flat()), x.shape)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    return Tensor.of(kernels.each(ieee.quick_gelu, x.flat()), x.shape)
+    return Tensor.of(layer_kernels.each(ieee.quick_gelu, x.flat()), x.shape)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -87,5 +87,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """softmax(q kᵀ / sqrt(d) + mask) v (Vaswani et al. 2017, equation 1): (heads, n, d) to (n, heads * d)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores if mask is None else scores + mask
-    shares = Tensor.of(kernels.softmax(scores.flat(), scores.shape[-1]), scores.shape)
+    shares = Tensor.of(layer_kernels.softmax(scores.flat(), scores.shape[-1]), scores.shape)
     return (shares @ v).transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""41. Noise schedules: how much noise a picture holds at each training timestep, and which of them sampling visits.
+"""42. Noise schedules: how much noise a picture holds at each training timestep, and which of them sampling visits.
 
 x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps is what the network sees (Ho et al. 2020, equation 4). Sampling works
 on x = x_t / sqrt(alpha_bar) = x0 + sigma * eps. As in diffusion/schedule.py and diffusion/ladder.py, for the sampler

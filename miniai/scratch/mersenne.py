@@ -1,4 +1,4 @@
-"""43. The noise that PyTorch draws from a seed, so that a seed means the same picture here and there.
+"""44. The noise that PyTorch draws from a seed, so that a seed means the same picture here and there.
 
 PyTorch's generator on the CPU is the Mersenne Twister (Matsumoto and Nishimura 1998), which Python's own `random` also
 is; only what becomes of a seed, and of the numbers, differs.

@@ -1,4 +1,4 @@
-"""45. Text to image, whole: the prompt through tokenizer and text encoder, noise through a sampler on the guided U-Net,
+"""46. Text to image, whole: the prompt through tokenizer and text encoder, noise through a sampler on the guided U-Net,
 latents through the decoder (Rombach et al. 2022).
 
 The same numbered steps as in sd/pipeline.py, and from the same seed the same picture.

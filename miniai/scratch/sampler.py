@@ -1,4 +1,4 @@
-"""42. From noise to latents: a denoiser made of the network, guidance made of a denoiser, and the sampler DPM++ 2M.
+"""43. From noise to latents: a denoiser made of the network, guidance made of a denoiser, and the sampler DPM++ 2M.
 
 As in diffusion/denoiser.py and diffusion/multistep.py: x = x0 + sigma * eps, and a denoiser says which x0 is behind it.
 """

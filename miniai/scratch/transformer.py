@@ -1,4 +1,4 @@
-"""38. The transformer inside a U-Net: image positions as tokens that look at one another and at the text.
+"""39. The transformer inside a U-Net: image positions as tokens that look at one another and at the text.
 
 Names are those of nn/transformer.py. Maps are (h, w, c), tokens (n, c).
 """

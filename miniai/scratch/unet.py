@@ -1,4 +1,4 @@
-"""39. The conditional U-Net of Stable Diffusion (Rombach et al. 2022): what is noise here, given the text?
+"""40. The conditional U-Net of Stable Diffusion (Rombach et al. 2022): what is noise here, given the text?
 
 Names are those of nn/unet.py, which stands beside it line for line. Maps are (h, w, c), the text's tokens (n, d).
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scratch_oracle import draw, few, seeds
 
-from miniai.scratch import ieee, kernels
+from miniai.scratch import ieee, kernels, layer_kernels
 
 MATMULS = {"python": kernels.matmul_python, "chosen": kernels.matmul}  # one and the same where Numba is not installed
 
@@ -68,8 +68,8 @@ def assert_close(found: array, wanted: torch.Tensor, tolerance: float = 1e-10) -
 
 # (pack, linear, conv), and how near their numbers come: whole ones are as good as float32
 LAYERS = {
-    "python": (kernels.pack_python, kernels.linear_python, kernels.conv_python),
-    "chosen": (kernels.pack, kernels.linear, kernels.conv),
+    "python": (layer_kernels.pack_python, layer_kernels.linear_python, layer_kernels.conv_python),
+    "chosen": (layer_kernels.pack, layer_kernels.linear, layer_kernels.conv),
 }
 FLOAT32 = 1e-6
 
@@ -115,10 +115,10 @@ def test_a_convolution_of_maps_equals_pytorchs(name: str, kernel: int, stride: i
 
 
 def test_a_number_that_is_not_finite_has_no_whole_one() -> None:
-    layer = kernels.pack_python(array("d", [1.0, 1.0]), array("d", [0.0]))
+    layer = layer_kernels.pack_python(array("d", [1.0, 1.0]), array("d", [0.0]))
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="infinite or not a number"):
-            kernels.linear_python(array("d", [1.0, bad]), layer)
+            layer_kernels.linear_python(array("d", [1.0, bad]), layer)
 
 
 @few
@@ -126,7 +126,7 @@ def test_a_number_that_is_not_finite_has_no_whole_one() -> None:
 def test_group_norm_of_rows_equals_pytorchs(n: int, n_groups: int, size: int, seed: int) -> None:
     c = n_groups * size
     x, weight, bias = draw((2, n, c), seed), draw((c,), seed + 1), draw((c,), seed + 2)
-    found = kernels.normalise(buffer(x), n, c, n_groups, 1e-3, buffer(weight), buffer(bias))
+    found = layer_kernels.normalise(buffer(x), n, c, n_groups, 1e-3, buffer(weight), buffer(bias))
     wanted = F.group_norm(x.transpose(1, 2), n_groups, weight, bias, 1e-3).transpose(1, 2)
     assert_close(found, wanted)
 
@@ -135,10 +135,10 @@ def test_group_norm_of_rows_equals_pytorchs(n: int, n_groups: int, size: int, se
 def test_softmax_of_rows_equals_pytorchs(offset: float) -> None:
     x = draw((3, 4)) + offset
     x[1, 2] = -torch.inf
-    assert_close(kernels.softmax(buffer(x), 4), x.softmax(1))
+    assert_close(layer_kernels.softmax(buffer(x), 4), x.softmax(1))
 
 
-@pytest.mark.parametrize("each", [kernels.each_python, kernels.each])
+@pytest.mark.parametrize("each", [layer_kernels.each_python, layer_kernels.each])
 def test_activations_equal_pytorchs(each) -> None:
     x = torch.tensor([-800.0, -1.0, 0.0, 0.5, 800.0], dtype=torch.float64)
     assert_close(each(ieee.silu, buffer(x)), F.silu(x))
@@ -148,7 +148,7 @@ def test_activations_equal_pytorchs(each) -> None:
 
 def test_the_loops_that_are_compiled_beside_it_are_right_as_they_stand() -> None:
     x, y = array("d", [1.0, 3.0, 2.0, 2.0]), array("d", bytes(32))
-    kernels.fill_softmax(x, y, 2)
+    layer_kernels.fill_softmax(x, y, 2)
     assert_close(y, torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64).softmax(1))
-    kernels.fill_normalised(x, y, 1, 2, 1, 1e-12, array("d", [2.0, 2.0]), array("d", [1.0, 1.0]))
+    layer_kernels.fill_normalised(x, y, 1, 2, 1, 1e-12, array("d", [2.0, 2.0]), array("d", [1.0, 1.0]))
     assert_close(y, torch.tensor([-1.0, 3.0, 1.0, 1.0], dtype=torch.float64))
