@@ -1,6 +1,9 @@
 """Batches whose order and augmentation follow from (seed, epoch, index) alone: not from workers, not from a restart."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -146,14 +149,23 @@ class Loader:
         plan = self._workers.batch_sampler
         assert isinstance(plan, _Plan)
         plan.keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
-        return self._watched(iter(self._workers))
+        with _same_child_handler():
+            batches = iter(self._workers)
+        return self._watched(batches)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same, with a worker's death told in one line; the next epoch starts new workers."""
+        """The same, with a worker's error or death told in one line; the epoch after a death starts new workers."""
         try:
             yield from batches
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except UserError as error:  # torch has put the worker's whole traceback into it, and the line last
+            raise UserError(
+                str(error).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+            ) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            told = "DataLoader worker (pid" in str(error)
+            # A tensor comes through a connection to its worker, which breaks a moment before the death is known.
+            cut_off = not isinstance(error, RuntimeError) and "in DataLoader worker process" not in str(error)
+            if not (told or cut_off):
                 raise
             self._workers = None
             raise UserError(
@@ -207,10 +219,22 @@ class _Plan(Sampler):
         return len(self.keys)
 
 
+@contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that torch sets inside: it would raise a worker's death wherever this process is
+    just then, in a step or a callback. Without it torch finds the death where the next batch is waited for, in 5 s."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
 def _ignore_ctrl_c(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the main process finishes its step and needs its workers for that."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -98,7 +98,9 @@ class Recorder(Callback):
         if self._file is not None:
             line = json.dumps({"step": learner.step, "epoch": learner.epoch} | values).encode() + b"\n"
             try:
-                self._file.write(line)
+                n_written = 0
+                while n_written < len(line):  # as a disk fills up, it takes a part first, and only then refuses
+                    n_written += self._file.write(line[n_written:]) or 0
             except OSError as error:
                 raise UserError(f"cannot write the log {self.path}: {error.strerror}") from error
             self._n_bytes += len(line)

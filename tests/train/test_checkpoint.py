@@ -6,20 +6,20 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from same_end import assert_same_end, steps_saved
 from small_training import make_learner, run
-from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.train.callback import Callback
 from miniai.train.callbacks import Every
-from miniai.train.checkpoint import Checkpoint, checkpoints, read_checkpoint, resume, save_checkpoint
+from miniai.train.checkpoint import Checkpoint, checkpoints, resume, save_checkpoint
 from miniai.train.ema import EMA
 from miniai.train.learner import Learner
 
@@ -38,40 +38,6 @@ def start(processes: ForkServerContext, folder: Path, n_steps: int, seconds_per_
     process = processes.Process(target=run, args=(str(folder), n_steps, seconds_per_step))
     process.start()
     return process
-
-
-def steps_saved(folder: Path) -> int:
-    """The steps of the newest checkpoint; 0 if there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in checkpoints(folder / "checkpoints")), default=0)
-
-
-def assert_same_end(folder: Path, expected: Path) -> None:
-    (newest, *_), (expected_newest, *_) = checkpoints(folder / "checkpoints"), checkpoints(expected / "checkpoints")
-    assert newest.name == expected_newest.name == f"step-{N_STEPS:07d}.safetensors"
-    ours, theirs = read_checkpoint(newest), read_checkpoint(expected_newest)
-    for state in (ours, theirs):
-        del state["callbacks"]["Budget"]  # wall time
-    assert_equal(ours, theirs)
-    assert len(theirs["callbacks"]["EMA"]["shadow"]) == 6
-    assert any(bool(moment.any()) for entry in theirs["optimizer"]["state"].values() for moment in entry.values())
-    assert (folder / "log.jsonl").read_bytes() == (expected / "log.jsonl").read_bytes()
-    assert (folder / "log.jsonl").read_bytes().count(b"\n") >= N_STEPS // 3
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    assert type(left) is type(right)
-    if isinstance(left, Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_equal(left[key], right[key])
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_equal(one, other)
-    else:
-        assert left == right
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -94,7 +60,7 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(
             process = start(processes, tmp_path, N_STEPS, seconds_per_step=0.005)
     assert process.exitcode == 0
     assert len({step for step in killed_after if 0 < step < N_STEPS}) >= 2, killed_after
-    assert_same_end(tmp_path, whole)
+    assert_same_end(tmp_path, whole, N_STEPS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -113,7 +79,7 @@ def test_an_interrupted_training_finishes_its_step_writes_a_checkpoint_and_resum
     assert resume(learner, tmp_path / "checkpoints")
     assert 0 < learner.step < N_STEPS
     learner.fit()
-    assert_same_end(tmp_path, whole)
+    assert_same_end(tmp_path, whole, N_STEPS)
 
 
 class StopAt(Callback):
@@ -172,7 +138,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage: Any, t
         assert resume(learner, tmp_path / "checkpoints")
     assert learner.step == 15
     learner.fit()
-    assert_same_end(tmp_path, whole)
+    assert_same_end(tmp_path, whole, N_STEPS)
 
 
 def test_a_damaged_checkpoint_that_was_passed_over_does_not_push_out_good_ones(tmp_path: Path) -> None:
@@ -226,7 +192,39 @@ def test_a_full_disk_stops_with_one_line_and_leaves_the_previous_checkpoint(tmp_
         "step-0000010.safetensors",
     ]
     go_on(tmp_path)
-    assert_same_end(tmp_path, whole)
+    assert_same_end(tmp_path, whole, N_STEPS)
+
+
+def test_a_disk_that_takes_half_a_line_of_the_log_stops_the_training_before_a_checkpoint_counts_on_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    learner = make_learner(tmp_path, N_STEPS)
+    limits: list[AbstractContextManager[None]] = []
+
+    class NoRoom(Callback):
+        """Only while the log is written."""
+
+        order = 59
+
+        def after_step(self, learner: Learner) -> None:
+            if learner.step == 15:
+                limits.append(files_of_at_most((tmp_path / "log.jsonl").stat().st_size + 30))
+                limits[0].__enter__()
+
+        def after_batch(self, learner: Learner) -> None:
+            while limits:
+                limits.pop().__exit__(None, None, None)
+
+    no_room = NoRoom()
+    learner.callbacks.append(no_room)
+    try:
+        with pytest.raises(UserError, match="cannot write the log .*log.jsonl"):
+            learner.fit()
+    finally:
+        no_room.after_batch(learner)
+    assert steps_saved(tmp_path) == 10
+    go_on(tmp_path)
+    assert_same_end(tmp_path, whole, N_STEPS)
 
 
 def test_a_resumed_fused_optimizer_keeps_the_memory_layout_of_its_weights(tmp_path: Path) -> None:
@@ -308,4 +306,4 @@ def test_a_sample_grid_between_steps_does_not_change_the_training(tmp_path: Path
     learner = make_learner(tmp_path, N_STEPS)
     learner.callbacks.append(Every(lambda learner: learner.model(torch.randn(2, 3, 8, 8)), n_steps=7))
     learner.fit()
-    assert_same_end(tmp_path, whole)
+    assert_same_end(tmp_path, whole, N_STEPS)
