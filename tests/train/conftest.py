@@ -1,26 +1,14 @@
 """Processes for the tests that kill, interrupt or time a training."""
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
 
 import pytest
+from forkserver import fork_server
 
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[ForkServerContext]:
-    """Processes that start in milliseconds, forked from one that has imported torch and done nothing with it."""
-    root, here = Path(__file__).parents[2], Path(__file__).parent
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(here)])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_training", "torch._dynamo"])  # the latter for torch.optim: a second
-    try:
-        first = context.Process(target=int)  # waits for the imports
-        first.start()
-        first.join(120)
+    """Processes that start in milliseconds."""
+    with fork_server() as context:
         yield context
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from kill_once import kill_and_resume, whole_training
 from same_end import assert_same_end, steps_saved
 from small_training import make_learner, run
 
@@ -61,6 +62,17 @@ def test_a_training_killed_at_random_moments_ends_bit_equal(
     assert process.exitcode == 0
     assert len({step for step in killed_after if 0 < step < N_STEPS}) >= 2, killed_after
     assert_same_end(tmp_path, whole, N_STEPS)
+
+
+def test_one_kill_at_any_moment_of_the_training_changes_nothing(
+    tmp_path: Path, whole: Path, processes: ForkServerContext
+) -> None:
+    """A few of those that benchmarks/fifty_kills.py does fifty of."""
+    chance, seconds = random.Random(5), whole_training(processes, tmp_path / "timed", N_STEPS)
+    kills = [kill_and_resume(processes, tmp_path / str(i), N_STEPS, seconds, chance) for i in range(3)]
+    for i in range(3):
+        assert_same_end(tmp_path / str(i), whole, N_STEPS)
+    assert not all(kill.at_the_end for kill in kills)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
