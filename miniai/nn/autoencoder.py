@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D
+from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D, norm_silu
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
 NEUTRAL: dict[str, Any] = {
@@ -152,7 +151,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
 
 
 class Decoder(nn.Module):
@@ -171,7 +170,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(norm_silu(self.conv_norm_out, x))
 
 
 class AutoencoderKL(nn.Module):

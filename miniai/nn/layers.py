@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from miniai.nn.group_norm import GroupNorm
+from miniai.nn.packed import plus
 
 # Below this many keys, products and softmax written out train faster on a CPU in bfloat16 than the fused kernel,
 # whose backward pass is slow for short sequences (benchmarks/attention_backward.py).
@@ -64,7 +65,8 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `context` None means self-attention. Queries, keys and values have no bias unless asked."""
+    """Multi-head attention, added to `onto`; `context` None means self-attention. Queries, keys and values have no bias
+    unless asked."""
 
     def __init__(self, dim: int, context_dim: int, n_heads: int, head_dim: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -76,11 +78,11 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
     def forward(
-        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"] | None = None
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"] | None = None, *, onto: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b n d"]:
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return plus(self.to_out[0], attend(q, k, v).transpose(1, 2).flatten(2), onto)
 
     def _split(self, x: Float[Tensor, "b n inner"]) -> Float[Tensor, "b heads n d"]:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -109,6 +111,11 @@ class SelfAttention2D(nn.Module):
         return x + attended.transpose(1, 2).unflatten(2, (x.shape[2], x.shape[3]))
 
 
+def norm_silu(norm: nn.Module, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+    """SiLU of the normed x, in the norm's own memory where no gradient asks for it."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
 class ResnetBlock2D(nn.Module):
     """norm, SiLU, 3×3 convolution, twice, the timestep added between, around an identity path (He et al. 2016)."""
 
@@ -124,11 +131,10 @@ class ResnetBlock2D(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(norm_silu(self.norm1, x))
         if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return plus(self.conv2, norm_silu(self.norm2, h), x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Downsample2D(nn.Module):

@@ -1,35 +1,43 @@
 """The transformer inside a U-Net: image positions as tokens that look at one another and at the text."""
 
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.nn.gated import GatedLinear
 from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import Attention
+from miniai.nn.packed import plus
+
+# On a CPU the wide layer between is made for so many tokens at a time, which then are still in the cache when read.
+TOKENS_AT_ONCE = 1024
 
 
 class GEGLU(nn.Module):
-    """Linear layer to twice the width; one half, through GELU, gates the other (Shazeer 2020, equation 6)."""
+    """The gated layer by the name that checkpoints have for it."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, inner * 2)
+        self.proj = GatedLinear(dim, inner)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n inner"]:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return self.proj(x)
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back."""
+    """GEGLU to four times the width, and back; the result is added to `onto`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         # The empty place is Diffusers' dropout: indices are part of the checkpoint's names.
         self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.net[2](self.net[0](x))
+    def forward(self, x: Float[Tensor, "b n d"], onto: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return plus(self.net[2], self.net[0](x), onto)
+        blocks = (tokens.flatten(0, 1)[None].split(TOKENS_AT_ONCE, dim=1) for tokens in (x, onto))
+        parts = [plus(self.net[2], self.net[0](block), addend) for block, addend in zip(*blocks, strict=True)]
+        return torch.cat(parts, dim=1).view(x.shape)
 
 
 class BasicTransformerBlock(nn.Module):
@@ -45,9 +53,9 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"]) -> Float[Tensor, "b n d"]:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x), onto=x)
+        x = self.attn2(self.norm2(x), context, onto=x)
+        return self.ff(self.norm3(x), onto=x)
 
 
 class Transformer2DModel(nn.Module):
@@ -91,7 +99,6 @@ class Transformer2DModel(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         if self.use_linear_projection:
-            h = self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))
-        else:
-            h = self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
-        return h + x
+            tokens = plus(self.proj_out, tokens, x.flatten(2).transpose(1, 2))
+            return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return plus(self.proj_out, tokens.transpose(1, 2).unflatten(2, (height, width)), x)

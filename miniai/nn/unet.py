@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, sinusoidal_embedding
+from miniai.nn.layers import (
+    Downsample2D,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Upsample2D,
+    norm_silu,
+    sinusoidal_embedding,
+)
 from miniai.nn.transformer import Transformer2DModel
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
@@ -249,7 +255,7 @@ class UNet(nn.Module):
             skips = levels.pop()
             size = (levels[-1][-1].shape[2], levels[-1][-1].shape[3]) if levels else None
             x = block(x, skips, time, context, size)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(norm_silu(self.conv_norm_out, x))
 
 
 class UNet2DConditionModel(UNet):

@@ -9,7 +9,17 @@ from tiny_model import tiny_pipeline
 from torch import nn
 
 from miniai.base.seeds import make_generator
-from miniai.nn.packed import PackedConv2d, PackedLinear, can_pack, pack_weights, unpack_weights
+from miniai.nn.gated import GatedLinear
+from miniai.nn.packed import (
+    PackedConv2d,
+    PackedGatedLinear,
+    PackedLinear,
+    can_pack,
+    pack_weights,
+    plus,
+    unpack_weights,
+)
+from miniai.nn.transformer import TOKENS_AT_ONCE, FeedForward
 from miniai.sd.pipeline import StableDiffusionPipeline
 
 
@@ -18,7 +28,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(8, 24, 3, padding=1, stride=2)
         self.point = nn.Conv2d(24, 16, 1, bias=False)
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(16, 5), nn.Linear(5, 7, bias=False))
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(16, 5), GatedLinear(5, 6), nn.Linear(6, 7, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.point(self.conv(x)).mean((2, 3)))
@@ -35,7 +45,7 @@ def pictures(dtype: torch.dtype, n: int = 2, side: int = 10) -> torch.Tensor:
 
 
 def packed_layers(model: nn.Module) -> list[nn.Module]:
-    return [layer for layer in model.modules() if isinstance(layer, (PackedConv2d, PackedLinear))]
+    return [layer for layer in model.modules() if isinstance(layer, (PackedConv2d, PackedGatedLinear, PackedLinear))]
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,7 +58,7 @@ def test_this_torch_can_pack() -> None:
 @DTYPES
 def test_packed_layers_compute_what_plain_ones_do_at_any_size(dtype: torch.dtype) -> None:
     plain, packed = net(dtype), pack_weights(net(dtype))
-    assert len(packed_layers(packed)) == 4
+    assert len(packed_layers(packed)) == 5
     with torch.no_grad():
         for n, side in ((2, 10), (1, 7), (5, 16)):
             x = pictures(dtype, n, side)
@@ -82,7 +92,7 @@ def test_weights_loaded_into_a_packed_network_are_those_it_computes_with() -> No
 
 def test_a_packed_network_moves_between_dtypes() -> None:
     packed = pack_weights(net(torch.float32)).to(torch.bfloat16)
-    assert len(packed_layers(packed)) == 4
+    assert len(packed_layers(packed)) == 5
     assert all(layer.weight.is_mkldnn and layer.weight.dtype == torch.bfloat16 for layer in packed_layers(packed))
     half = packed.half()
     assert half.state_dict()["conv.weight"].dtype == torch.float16
@@ -99,6 +109,53 @@ def test_under_autocast_packed_layers_do_as_plain_ones() -> None:
     x = pictures(torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pack_weights(net(torch.float32))(x), net(torch.float32)(x))
+
+
+@DTYPES
+@pytest.mark.parametrize("layer", [nn.Linear(8, 12), nn.Linear(8, 12, bias=False), nn.Conv2d(8, 12, 3, padding=1)])
+def test_a_sum_behind_a_packed_layer_is_what_it_is_behind_a_plain_one(dtype: torch.dtype, layer: nn.Module) -> None:
+    layer = copy.deepcopy(layer).to(dtype)
+    x, addend = (torch.randn(2, n, 6, 6, generator=make_generator(n)).to(dtype) for n in (8, 12))
+    if isinstance(layer, nn.Linear):
+        x, addend = (map_.flatten(2).transpose(1, 2) for map_ in (x, addend))
+    with torch.no_grad():
+        expected = layer(x) + addend
+        assert torch.equal(plus(layer, x, addend), expected)
+        summed = plus(pack_weights(layer), x, addend)
+    rough = dtype == torch.bfloat16
+    torch.testing.assert_close(summed, expected, rtol=2e-2 if rough else 1e-5, atol=2e-2 if rough else 1e-5)
+
+
+def test_a_packed_sum_is_rounded_once() -> None:
+    layer, exact = (nn.Linear(1, 1, bias=False).to(dtype) for dtype in (torch.bfloat16, torch.float64))
+    for one in (layer, exact):
+        nn.init.constant_(one.weight, 1.0078125)
+    x, addend = (torch.full((1, 1, 1), value, dtype=torch.bfloat16) for value in (1.0078125, 2.0**-8))
+    with torch.no_grad():
+        twice, once = layer(x) + addend, plus(pack_weights(layer), x, addend)
+        assert once.item() == plus(exact, x.double(), addend.double()).bfloat16().item() != twice.item()
+
+
+def test_gradients_of_a_sum_reach_both_of_its_terms() -> None:
+    layer = pack_weights(nn.Linear(3, 3))
+    for i in range(2):
+        terms = [torch.ones(1, 2, 3), torch.ones(1, 2, 3)]
+        terms[i].requires_grad_()
+        assert torch.autograd.grad(plus(layer, *terms).sum(), terms[i])[0].abs().min() > 0
+
+
+@DTYPES
+def test_a_feed_forward_of_many_tokens_is_that_of_each(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = FeedForward(8).to(dtype)
+    x = torch.randn(2, TOKENS_AT_ONCE, 8, generator=make_generator(0)).to(dtype)[:, : TOKENS_AT_ONCE - 100]
+    whole = layer(x, x)
+    assert whole.requires_grad  # with gradients all tokens are taken at once
+    with torch.no_grad():
+        for one in (layer, pack_weights(copy.deepcopy(layer))):
+            rough = dtype == torch.bfloat16
+            torch.testing.assert_close(one(x, x), whole, rtol=2e-2 if rough else 1e-5, atol=2e-2 if rough else 1e-6)
 
 
 def test_float16_layers_stay_plain() -> None:
