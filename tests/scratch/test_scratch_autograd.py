@@ -5,9 +5,9 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scratch_oracle import assert_same, draw, error_of, few, ours, seeds, shapes
+from scratch_oracle import assert_same, assert_same_gradients, draw, error_of, few, ours, seeds, shapes, sizes
 
 from miniai.scratch.autograd import Variable, cat
 from miniai.scratch.creation import zeros
@@ -29,7 +29,7 @@ UNARY = {
     "permute": (lambda x: x.permute(2, 0, 1) * 2, None),
     "transpose": (lambda x: x.transpose(0, -1), None),
     "flatten": (lambda x: x.flatten(1), None),
-    "expand": (lambda x: x[:, :1].expand(2, 5, 4), None),
+    "expand": (lambda x: x[:, :1].expand(x.shape[0], 5, -1), None),
     "index": (lambda x: x[1, ..., ::2], None),
     "used twice": (lambda x: x * x + x, None),
     "pad": (lambda x: x.pad((1, 2, 3, 0), 7.0), lambda x: F.pad(x, (1, 2, 3, 0), value=7.0)),
@@ -37,23 +37,12 @@ UNARY = {
 }
 
 
-def assert_same_gradients(ours_of, theirs_of, *tensors: torch.Tensor) -> None:
-    """Values, and gradients by every argument, after weighing the result by unequal numbers."""
-    mine = [Variable(ours(x), True) for x in tensors]
-    theirs = [x.clone().requires_grad_() for x in tensors]
-    result, wanted = ours_of(*mine), theirs_of(*theirs)
-    assert_same(result.data, wanted.detach().clone())
-    weight = draw(tuple(wanted.shape), 99)
-    result.backward(ours(weight))
-    wanted.backward(weight)
-    for x, y in zip(mine, theirs, strict=True):
-        assert_same(x.grad, y.grad)
-
-
 @pytest.mark.parametrize("name", UNARY)
-def test_an_operation_passes_back_pytorchs_gradient(name: str) -> None:
+@settings(few, max_examples=8)
+@given(st.tuples(*[st.integers(2, 4)] * 3), seeds)
+def test_an_operation_passes_back_pytorchs_gradient(name: str, shape: tuple[int, ...], seed: int) -> None:
     mine, theirs = UNARY[name]
-    assert_same_gradients(mine, theirs or mine, draw((2, 3, 4)))
+    assert_same_gradients(mine, theirs or mine, draw(shape, seed))
 
 
 @few
@@ -72,9 +61,12 @@ def test_gradients_of_products_equal_pytorchs(n: int, k: int, m: int, seed: int)
         assert_same_gradients(operator.matmul, torch.matmul, draw(left, seed), draw(right, seed))
 
 
-def test_gather_passes_back_to_where_it_read() -> None:
-    index = torch.tensor([[0, 0, 2], [1, 2, 2]])
-    assert_same_gradients(lambda x: x.gather(0, ours(index)), lambda x: x.gather(0, index), draw((3, 3)))
+@few
+@given(*[sizes] * 3, st.integers(0, 1), seeds)
+def test_gather_passes_back_to_where_it_read(n: int, m: int, n_picked: int, dim: int, seed: int) -> None:
+    shape = (n_picked, m) if dim == 0 else (n, n_picked)
+    index = torch.randint((n, m)[dim], shape, generator=torch.Generator().manual_seed(seed))
+    assert_same_gradients(lambda x: x.gather(dim, ours(index)), lambda x: x.gather(dim, index), draw((n, m), seed))
 
 
 def test_gradients_add_up_over_calls() -> None:
