@@ -68,7 +68,6 @@ class _Packed(nn.Module):
     """A layer whose weight is packed, and looks plain from outside."""
 
     weight: Tensor
-    bias: Tensor | None
 
     def packed(self, weight: Tensor) -> Tensor:
         """`weight` as `forward` wants it."""

@@ -1,0 +1,79 @@
+"""Attention forward on a CPU in bfloat16: the forms of miniai/nn/attention.py in turn, at Stable Diffusion's shapes.
+
+    python benchmarks/attention_forward.py [--repeats 9] [--threads 2]
+
+Rates count the two products alone, 4 operations for each query, key and number of a head. The error is that against
+float64, root mean square over the root mean square of the output.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from miniai.nn.attention import Form, fused, in_blocks, in_whole_vectors, products, widened
+
+BATCH, HEADS = 2, 8  # a guided step of one picture
+SHAPES = (
+    *((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (64, 64, 160)),
+    *((4096, 77, 40), (1024, 77, 80), (256, 77, 160), (64, 77, 160)),
+)
+FORMS: dict[str, Form] = {
+    "fused": fused,
+    "fused, keys in whole vectors": in_whole_vectors,
+    "fused, heads widened to 16": widened(16),
+    "fused, heads widened to 64": widened(64),
+    "products": products,
+    "blocks of queries, softmax in float32": in_blocks,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9, help="timed calls of each, in turn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--shrink", type=int, default=1, help="divide the numbers of tokens, to try the script out")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, median of {options.repeats} runs in turn\n")
+    print("| queries × keys × width | form | ms | TFLOP/s | error |\n| --- | --- | ---: | ---: | ---: |")
+    with torch.inference_mode():
+        for n_queries, n_keys, width in SHAPES:
+            measure(max(1, n_queries // options.shrink), max(1, n_keys // options.shrink), width, options.repeats)
+
+
+def measure(n_queries: int, n_keys: int, width: int, repeats: int) -> None:
+    """Time every form at one shape and print its rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def heads(n: int) -> Tensor:
+        """As a linear layer leaves them: the heads of one token side by side."""
+        tokens = torch.randn(BATCH, n, HEADS * width, generator=generator).bfloat16()
+        return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    q, k, v = heads(n_queries), heads(n_keys), heads(n_keys)
+    exact = torch.cat([fused(*(t[:, i : i + 1].double() for t in (q, k, v))) for i in range(HEADS)], dim=1)
+    times: dict[str, list[float]] = {name: [] for name in FORMS}
+    errors = {}
+    for turn in range(repeats + 1):
+        for name, form in FORMS.items():
+            start = time.perf_counter()
+            out = form(q, k, v).transpose(1, 2).flatten(2)  # as the next linear layer wants them
+            times[name].append(time.perf_counter() - start)
+            if turn == 0:
+                difference = out.unflatten(-1, (HEADS, -1)).transpose(1, 2) - exact
+                errors[name] = float(difference.square().mean().sqrt() / exact.square().mean().sqrt())
+    n_operations = 4 * BATCH * HEADS * n_queries * n_keys * width
+    for name in FORMS:
+        seconds = statistics.median(times[name][1:])
+        rate = n_operations / seconds / 1e12
+        shape = f"{n_queries} × {n_keys} × {width}"
+        print(f"| {shape} | {name} | {1e3 * seconds:.2f} | {rate:.2f} | {errors[name]:.5f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
