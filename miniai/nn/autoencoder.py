@@ -185,15 +185,15 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> DiagonalGaussian:
-        """Pictures (b, 3, h, w) to the distribution of their latents, (b, c, h / factor, w / factor)."""
+    def encode(self, images: Float[Tensor, "b c_in h w"]) -> DiagonalGaussian:
+        """Pictures (b, c_in, h, w) to the distribution of their latents, (b, c, h / factor, w / factor)."""
         moments = self.encoder(images)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, log_variance = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, log_variance.clamp(-30.0, 20.0))
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h2 w2"]:
         """Latents, unscaled, to pictures in about [-1, 1]."""
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
