@@ -12,6 +12,9 @@ from miniai.scratch.tensor import Tensor
 
 
 def full(shape: Shape, value: Number) -> Tensor:
+    for size in shape:
+        if size < 0:
+            raise RuntimeError(f"Trying to create tensor with negative dimension {size}: {list(shape)}")
     return Tensor.of(array(code_of(value), [value]) * math.prod(shape), shape)
 
 
@@ -35,6 +38,8 @@ def arange(start: int, stop: int | None = None, step: int = 1) -> Tensor:
 
 def linspace(start: Number, end: Number, steps: int) -> Tensor:
     """`steps` numbers at equal distances, both ends among them."""
+    if steps < 0:
+        raise RuntimeError("number of steps must be non-negative")
     gap = (end - start) / (steps - 1) if steps > 1 else 0
     numbers = [end - (steps - 1 - i) * gap if 2 * i >= steps else start + i * gap for i in range(steps)]
     return Tensor(numbers, "float64")

@@ -17,10 +17,6 @@ FLOATS = {"F64": "d", "F32": "f"}  # read as they are; F16 and BF16 are widened 
 INTEGERS = {"I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "b"}
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-BAD_HEADER = (
-    *(AttributeError, IndexError, KeyError, TypeError),  # entries that are not what they should be
-    *(UnicodeDecodeError, json.JSONDecodeError, RecursionError),
-)
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -40,11 +36,11 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
         return {name: decoded(path, name, entry, body) for name, entry in entries}
     except (
-        AttributeError,
+        AttributeError,  # entries that are not what they should be
         IndexError,
         KeyError,
         TypeError,
-        UnicodeDecodeError,
+        UnicodeDecodeError,  # no JSON at all, or one that is too deep
         json.JSONDecodeError,
         RecursionError,
     ) as error:
@@ -75,11 +71,14 @@ def decoded(path: str | Path, name: str, entry: dict[str, Any], body: memoryview
     """One tensor, cut out of the file's body."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"][0], entry["data_offsets"][1]
+    for number in (begin, end, *shape):
+        if type(number) is not int or number < 0:
+            raise TypeError(f"{number!r} is neither a size nor a place in a file")
     if dtype not in SIZES:
         raise ValueError(f"{path}: {name} holds {dtype} numbers; {', '.join(SIZES)} can be read")
     if end > len(body):
         raise ValueError(f"{path} is truncated: {name} ends at byte {end} of {len(body)}; download or copy it again")
-    if begin < 0 or end - begin != math.prod(shape) * SIZES[dtype]:
+    if end - begin != math.prod(shape) * SIZES[dtype]:
         raise ValueError(f"{path}: {name} of shape {list(shape)} does not fit its {end - begin} bytes")
     return Tensor.of(numbers(dtype, body[begin:end]), shape)
 

@@ -73,10 +73,15 @@ def expand_strides(shape: Shape, strides: Shape, target: Shape) -> Shape:
             f"expand: the number of sizes provided ({len(target)}) must be greater or equal to the number of "
             f"dimensions in the tensor ({len(shape)})"
         )
+    for dim, wanted in enumerate(target[:n_new]):
+        if wanted < 0:
+            raise RuntimeError(
+                f"The expanded size of the tensor ({wanted}) isn't allowed in a leading, non-existing dimension {dim}"
+            )
     stretched = [0] * n_new
     for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         wanted = target[n_new + dim]
-        if wanted not in (size, -1) and size != 1:
+        if wanted not in (size, -1) and (size != 1 or wanted < 0):
             raise RuntimeError(
                 f"The expanded size of the tensor ({wanted}) must match the existing size ({size}) at non-singleton "
                 f"dimension {n_new + dim}.  Target sizes: {list(target)}.  Tensor sizes: {list(shape)}"
@@ -89,6 +94,9 @@ def complete_shape(shape: Shape, n_elements: int) -> Shape:
     """Fills in one -1. Raises RuntimeError where the sizes do not multiply to `n_elements`."""
     if shape.count(-1) > 1:
         raise RuntimeError("only one dimension can be inferred")
+    for i, size in enumerate(shape):
+        if size < -1:
+            raise RuntimeError(f"invalid shape dimension {size} at index {i} of shape {list(shape)}")
     known = prod(size for size in shape if size != -1)
     if -1 in shape and known and n_elements % known == 0:
         shape = tuple(n_elements // known if size == -1 else size for size in shape)

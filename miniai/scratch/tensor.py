@@ -127,6 +127,8 @@ class Tensor(Strided):
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
         start, end = positive_dim(start_dim, self.ndim), positive_dim(end_dim, self.ndim)
+        if start > end:
+            raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
         return self.reshape(*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :])
 
     def permute(self, *dims: int) -> "Tensor":

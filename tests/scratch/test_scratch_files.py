@@ -46,6 +46,10 @@ FAULTS = {
     "no JSON": (packed(b"{{"), "bad header"),
     "no shape": (packed({"w": {"dtype": "F32"}}), "bad header"),
     "two of a name": (packed(b'{"w": {}, "w": {}}'), "bad header"),
+    "a size below 0": (packed({"w": {**ENTRY, "shape": [-1, -2]}}, bytes(8)), "bad header"),
+    "a size that is not whole": (packed({"w": {**ENTRY, "shape": [2.0]}}, bytes(8)), "bad header"),
+    "an end before its beginning": (packed({"w": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8)), "does not fit its -8"),
+    "no end": (packed({"w": {**ENTRY, "data_offsets": [0]}}, bytes(8)), "bad header"),
     "another size": (packed({"w": {**ENTRY, "shape": [3]}}, bytes(8)), r"w of shape \[3\] does not fit its 8 bytes"),
     "another kind": (packed({"w": {**ENTRY, "dtype": "F8_E4M3"}}, bytes(8)), "w holds F8_E4M3 numbers"),
 }

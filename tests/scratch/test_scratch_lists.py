@@ -62,6 +62,13 @@ def test_a_matrix_answers_to_pythons_own_signs() -> None:
     assert a.transpose()[1, 0] == 5
 
 
+def test_a_matrix_names_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"expected sequence of length 2 at dim 1 \(got 1\)"):
+        Matrix([[1, 2], [3]])
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(1x2 and 1x2\)"):
+        Matrix([[1, 2]]) @ Matrix([[1, 2]])
+
+
 def test_a_matrix_keeps_its_own_numbers() -> None:
     rows = [[1.0]]
     Matrix(rows)[0, 0] = 2

@@ -204,8 +204,12 @@ MISTAKES = {
     "broadcast deeper": lambda t, x: x.reshape(3, 2, 1) + t([[1.0], [2.0], [3.0]]),
     "view": lambda t, x: x.view(4, 2),
     "view of a transpose": lambda t, x: x.transpose(0, 1).view(6),
+    "view with a size below 0": lambda t, x: x.view(-2, -3),
     "two unknown sizes": lambda t, x: x.view(-1, -1),
     "expand": lambda t, x: x.expand(4, 3),
+    "expand to a size below 0": lambda t, x: x.expand(2, -3),
+    "expand by an unknown size": lambda t, x: x.expand(-1, 2, 3),
+    "flatten backwards": lambda t, x: x.flatten(1, 0),
     "dimension": lambda t, x: x.sum(2),
     "dimension named twice": lambda t, x: x.sum((1, 1)),
     "index": lambda t, x: x[0, 3],
@@ -218,6 +222,8 @@ MISTAKES = {
     "matmul": lambda t, x: x @ x,
     "matmul of a scalar": lambda t, x: x @ t(2.0),
     "ragged": lambda t, x: t([[1.0, 2.0], [3.0]]),
+    "ragged, deeper": lambda t, x: t([[[1.0], [2.0]], [[3.0], [4.0], [5.0]]]),
+    "index of a tensor": lambda t, x: x[t([5])],
 }
 
 
@@ -228,6 +234,24 @@ def test_a_mistake_brings_pytorchs_error(mistake: str) -> None:
     their_kind, their_words = error_of(lambda: attempt(torch.tensor, draw((2, 3))))
     assert kind is their_kind
     assert words.rstrip(".") in their_words
+
+
+def test_numbers_among_lists_and_lists_among_numbers_are_named() -> None:
+    with pytest.raises(TypeError, match=r"expected a sequence of length 1 at dim 1 \(got float\)"):
+        Tensor([[1.0], [2.0], 3.0])
+    with pytest.raises(ValueError, match=r"expected a number at dim 1 \(got a sequence of length 1\)"):
+        Tensor([1.0, [2.0]])
+    with pytest.raises(ValueError, match=r"expected a number at dim 2 \(got a sequence of length 1\)"):
+        Tensor([[1.0, 2.0], [[3.0], [4.0]]])
+    with pytest.raises(ValueError, match=r"expected sequence of length 0 at dim 1 \(got 1\)"):
+        Tensor([[], [1.0]])
+
+
+def test_sizes_below_0_are_refused_where_a_tensor_is_made() -> None:
+    assert error_of(lambda: creation.full((2, -3), 1.0)) == error_of(lambda: torch.full((2, -3), 1.0))
+    assert error_of(lambda: creation.linspace(0, 1, -1)) == error_of(lambda: torch.linspace(0, 1, -1))
+    with pytest.raises(RuntimeError, match=r"negative dimension -1: \[-1\]"):
+        creation.zeros(-1)
 
 
 def test_joining_what_does_not_fit_names_the_sizes() -> None:
@@ -241,6 +265,8 @@ def test_joining_what_does_not_fit_names_the_sizes() -> None:
         Tensor([1], "float8")
     with pytest.raises(TypeError, match="expected a number"):
         Tensor(["a"])
+    with pytest.raises(TypeError, match="expected a Tensor or a number, got str"):
+        a + "a"
 
 
 def test_a_tensor_shows_its_numbers() -> None:
