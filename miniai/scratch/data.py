@@ -62,6 +62,9 @@ class ImageDataset:
         self.labels, label_shape = read_idx(labels)
         if len(shape) != 3 or len(label_shape) != 1:
             raise ValueError(f"{images} and {labels}: expected (n, h, w) and (n,), got {shape} and {label_shape}")
+        for path, numbers in ((images, self.pixels), (labels, self.labels)):
+            if numbers.typecode != "B":
+                raise ValueError(f"{path}: expected whole numbers from 0 to 255, a byte each")
         if shape[0] != label_shape[0]:
             raise ValueError(f"{images} holds {shape[0]} images, {labels} holds {label_shape[0]} labels")
         self.size = shape[1:]

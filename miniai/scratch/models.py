@@ -6,15 +6,18 @@ from miniai.scratch.convolution import Conv2d
 from miniai.scratch.modules import Flatten, Linear, Module, ReLU, Sequential
 from miniai.scratch.rng import Rng
 
+SIDE, N_CLASSES = 28, 10
+N_PIXELS = SIDE * SIDE
+
 
 def linear(rng: Rng) -> Module:
     """One score for each class: a weighted sum of the 784 pixels."""
-    return Sequential(Flatten(), Linear(784, 10, rng))
+    return Sequential(Flatten(), Linear(N_PIXELS, N_CLASSES, rng))
 
 
 def mlp(rng: Rng, n_hidden: int = 50) -> Module:
     """Two layers, with a nonlinearity between: without it they would be one."""
-    return Sequential(Flatten(), Linear(784, n_hidden, rng), ReLU(), Linear(n_hidden, 10, rng))
+    return Sequential(Flatten(), Linear(N_PIXELS, n_hidden, rng), ReLU(), Linear(n_hidden, N_CLASSES, rng))
 
 
 def cnn(rng: Rng) -> Module:
@@ -28,7 +31,7 @@ def cnn(rng: Rng) -> Module:
         Conv2d(16, 32, 3, rng, stride=2, padding=1),
         ReLU(),
         Flatten(),
-        Linear(32 * 4 * 4, 10, rng),
+        Linear(32 * 4 * 4, N_CLASSES, rng),
     )
 
 

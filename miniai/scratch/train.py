@@ -1,5 +1,6 @@
 """30. Training: every batch forward, backward, one step; every epoch a test on images that were not trained on."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from miniai.scratch.autograd import Variable
 from miniai.scratch.data import DataLoader, ImageDataset
 from miniai.scratch.losses import accuracy, cross_entropy
-from miniai.scratch.models import MODELS
+from miniai.scratch.models import MODELS, N_CLASSES, SIDE
 from miniai.scratch.modules import Module
 from miniai.scratch.optim import AdamW
 from miniai.scratch.rng import Rng
@@ -33,12 +34,14 @@ class TrainConfig:
             raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.n_epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs and batch size must be at least 1, got {self.n_epochs} and {self.batch_size}")
+        if not 0 < self.max_lr < math.inf:
+            raise ValueError(f"the learning rate must be above 0, got {self.max_lr}")
 
 
 def open_split(folder: Path, split: str) -> ImageDataset:
     """The images and labels of "train" or "test", under the names that MNIST gave them, with or without .gz.
 
-    Raises FileNotFoundError that says which files are looked for.
+    Raises FileNotFoundError that says which files are looked for, ValueError for files that the models cannot take.
     """
     found = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -48,7 +51,16 @@ def open_split(folder: Path, split: str) -> ImageDataset:
             raise FileNotFoundError(f"{folder}: no {name} or {name}.gz here; --data names the folder of the IDX files")
         found.append(paths[0])
     images, labels = found
-    return ImageDataset(images, labels, MEAN, STD)
+    data = ImageDataset(images, labels, MEAN, STD)
+    if not len(data):
+        raise ValueError(f"{images}: the data set is empty")
+    if data.size != (SIDE, SIDE):
+        raise ValueError(f"{images}: the models take images of {SIDE}×{SIDE} pixels, these have {data.size}")
+    if max(data.labels) >= N_CLASSES:
+        raise ValueError(
+            f"{labels}: the models tell {N_CLASSES} classes apart, 0 to {N_CLASSES - 1}; found label {max(data.labels)}"
+        )
+    return data
 
 
 def evaluate(model: Module, data: DataLoader) -> float:

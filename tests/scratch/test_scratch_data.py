@@ -75,6 +75,9 @@ def test_images_and_labels_must_belong_together(tmp_path: Path) -> None:
         ImageDataset(images, labels)
     with pytest.raises(ValueError, match=r"expected \(n, h, w\) and \(n,\)"):
         ImageDataset(labels, images)
+    write_idx(labels, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="labels.idx: expected whole numbers from 0 to 255"):
+        ImageDataset(images, labels)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import math
 import os
 import struct
 import subprocess
@@ -90,6 +91,9 @@ def test_the_command_runs_where_no_package_is_installed(tmp_path: Path) -> None:
     [
         ([], "no train-images-idx3-ubyte or train-images-idx3-ubyte.gz here"),
         (["--epochs", "0"], "epochs and batch size must be at least 1, got 0 and 64"),
+        (["--batch-size", "-1"], "epochs and batch size must be at least 1, got 1 and -1"),
+        (["--lr", "0"], "the learning rate must be above 0, got 0.0"),
+        (["--lr", "nan"], "the learning rate must be above 0, got nan"),
     ],
 )
 def test_what_the_user_can_mend_is_told_in_one_line(tmp_path: Path, capsys, options: list[str], message: str) -> None:
@@ -105,6 +109,29 @@ def test_a_cut_off_file_is_told_in_one_line(tmp_path: Path, capsys) -> None:
     labels.write_bytes(labels.read_bytes()[:-2])
     assert main(["train", "--data", str(tmp_path)]) == 2
     assert "needs 4 bytes, the file holds 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "message"),
+    [
+        ((0, 28, 28), 0, "train-images-idx3-ubyte: the data set is empty"),
+        ((2, 20, 28), 0, r"the models take images of 28×28 pixels, these have (20, 28)"),
+        ((2, 28, 28), 10, "train-labels-idx1-ubyte: the models tell 10 classes apart, 0 to 9; found label 10"),
+        ((2, 28), 0, "expected (n, h, w) and (n,), got (2, 28) and (2,)"),
+    ],
+)
+def test_files_that_the_models_cannot_take_are_told_in_one_line(
+    tmp_path: Path, capsys, shape: tuple[int, ...], label: int, message: str
+) -> None:
+    header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + bytes(math.prod(shape)))
+    labels = struct.pack(">2I", 2049, shape[0]) + bytes([label] * shape[0])
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels)
+    assert main(["train", "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}")
+    assert error.count("\n") == 1
+    assert message in error
 
 
 def imports_of(path: Path) -> set[str]:
