@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from miniai.scratch import kernels
-from miniai.scratch.creation import stack, zeros
+from miniai.scratch.creation import zeros
 from miniai.scratch.einsum import einsum
 from miniai.scratch.tensor import Tensor
 
@@ -55,8 +55,11 @@ def matmul_rows(a: Tensor, b: Tensor) -> Tensor:
 
 def matmul_broadcast(a: Tensor, b: Tensor) -> Tensor:
     """One loop: a row of `a`, stood up as a column and stretched over all columns of `b`, gives a row of the result."""
-    sizes(a, b)
-    return stack([(row[:, None] * b).sum(0) for row in a])
+    n, _, m = sizes(a, b)
+    product = zeros(n, m)
+    for i in range(n):
+        product[i] = (a[i][:, None] * b).sum(0)
+    return product
 
 
 def matmul_einsum(a: Tensor, b: Tensor) -> Tensor:
