@@ -1,6 +1,8 @@
 """The kernels: whichever runs gives what its plain twin gives."""
 
+import ast
 from array import array
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,20 +123,31 @@ def test_a_number_that_is_not_finite_has_no_whole_one() -> None:
             layer_kernels.linear_python(array("d", [1.0, bad]), layer)
 
 
+NORMALISERS = {"python": layer_kernels.fill_normalised, "chosen": layer_kernels.fill_normalised_chosen}
+SOFTMAXES = {"python": layer_kernels.fill_softmax, "chosen": layer_kernels.fill_softmax_chosen}
+
+
+@pytest.mark.parametrize("name", NORMALISERS)
 @few
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), seeds)
-def test_group_norm_of_rows_equals_pytorchs(n: int, n_groups: int, size: int, seed: int) -> None:
+def test_group_norm_of_rows_equals_pytorchs(name: str, n: int, n_groups: int, size: int, seed: int) -> None:
     c = n_groups * size
     x, weight, bias = draw((2, n, c), seed), draw((c,), seed + 1), draw((c,), seed + 2)
-    found = layer_kernels.normalise(buffer(x), n, c, n_groups, 1e-3, buffer(weight), buffer(bias))
+    found = buffer(x)
+    NORMALISERS[name](buffer(x), found, n, c, n_groups, 1e-3, buffer(weight), buffer(bias))
     wanted = F.group_norm(x.transpose(1, 2), n_groups, weight, bias, 1e-3).transpose(1, 2)
     assert_close(found, wanted)
+    assert_close(layer_kernels.normalise(buffer(x), n, c, n_groups, 1e-3, buffer(weight), buffer(bias)), wanted)
 
 
+@pytest.mark.parametrize("name", SOFTMAXES)
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
-def test_softmax_of_rows_equals_pytorchs(offset: float) -> None:
+def test_softmax_of_rows_equals_pytorchs(name: str, offset: float) -> None:
     x = draw((3, 4)) + offset
     x[1, 2] = -torch.inf
+    found = buffer(x)
+    SOFTMAXES[name](buffer(x), found, 4)
+    assert_close(found, x.softmax(1))
     assert_close(layer_kernels.softmax(buffer(x), 4), x.softmax(1))
 
 
@@ -146,9 +159,23 @@ def test_activations_equal_pytorchs(each) -> None:
     assert_close(each(ieee.quick_gelu, buffer(x)), x * torch.sigmoid(1.702 * x))
 
 
-def test_the_loops_that_are_compiled_beside_it_are_right_as_they_stand() -> None:
-    x, y = array("d", [1.0, 3.0, 2.0, 2.0]), array("d", bytes(32))
-    layer_kernels.fill_softmax(x, y, 2)
-    assert_close(y, torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64).softmax(1))
-    layer_kernels.fill_normalised(x, y, 1, 2, 1, 1e-12, array("d", [2.0, 2.0]), array("d", [1.0, 1.0]))
-    assert_close(y, torch.tensor([-1.0, 3.0, 1.0, 1.0], dtype=torch.float64))
+def identifiers(path: Path) -> set[str]:
+    """Every name in the code of a file: of variables, attributes, and what is imported."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+    return found
+
+
+def test_nothing_but_the_kernels_knows_which_twin_runs() -> None:
+    named = {path.stem: identifiers(path) for path in Path(kernels.__file__).parent.glob("*.py")}
+    know = {file for file, names in named.items() if any(name.split(".")[0] == "numba" for name in names)}
+    assert know == {"kernels", "layer_kernels", "matmul"}  # matmul.py shows a kernel for a GPU
+    twins = {name for name in named["kernels"] | named["layer_kernels"] if name.endswith(("_python", "_numba"))}
+    assert len(twins) == 11
+    assert not any(names & twins for file, names in named.items() if file not in ("kernels", "layer_kernels"))
