@@ -43,8 +43,8 @@ class VAEConfig:
             raise ValueError("scaling_factor must not be 0, layers_per_block and norm_num_groups at least 1")
 
 
-class AutoencoderAttention:
-    """Self-attention over all positions with one head, as a residual."""
+class SelfAttention2D:
+    """Group norm and self-attention with one head over all positions of a map, as a residual."""
 
     def __init__(self, weights: Weights, channels: int, groups: int) -> None:
         self.group_norm = GroupNorm(weights.under("group_norm"), groups, channels, EPS)
@@ -67,7 +67,7 @@ class MidBlock:
         c, groups = config.block_out_channels[-1], config.norm_num_groups
         self.resnets = [ResnetBlock2D(weights.under(f"resnets.{i}"), c, c, None, groups, EPS) for i in range(2)]
         self.attentions = [
-            AutoencoderAttention(weights.under(f"attentions.{i}"), c, groups)
+            SelfAttention2D(weights.under(f"attentions.{i}"), c, groups)
             for i in range(int(config.mid_block_add_attention))
         ]
 

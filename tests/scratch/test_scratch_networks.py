@@ -1,6 +1,7 @@
 """The parts of Stable Diffusion on the standard library alone, each against the one above it: networks, noise levels,
 start noise."""
 
+import ast
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from miniai.base.seeds import make_generator
 from miniai.diffusion.ladder import LadderRule, make_ladder
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.schedule import ScheduleConfig as UpperScheduleConfig
+from miniai.nn import unet as upper_unet
+from miniai.nn.autoencoder import VAEConfig as UpperVAEConfig
+from miniai.nn.clip import CLIPTextConfig as UpperCLIPTextConfig
 from miniai.nn.unet import UNet2DConditionModel as UpperUNet
 from miniai.nn.unet import UNetConfig as UpperUNetConfig
 from miniai.scratch import ladder
@@ -31,6 +35,9 @@ from miniai.scratch.unet import ONLY as UNET_ONLY
 from miniai.scratch.unet import UNet2DConditionModel, UNetConfig
 from miniai.sd.pipeline import StableDiffusionPipeline as UpperPipeline
 
+ABOVE = Path(upper_unet.__file__).parent
+BELOW = Path(ladder.__file__).parent
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,6 +49,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def upper(folder: Path) -> UpperPipeline:
     return UpperPipeline.from_pretrained(folder)
+
+
+def classes_of(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("name", ["blocks", "transformer", "unet", "clip", "autoencoder"])
+def test_a_network_has_the_names_of_the_one_above(name: str) -> None:
+    above = classes_of(ABOVE / "layers.py") | (classes_of(ABOVE / f"{name}.py") if name != "blocks" else set())
+    here = classes_of(BELOW / f"{name}.py")
+    assert len(here) > 2
+    assert here <= above
+
+
+def test_a_config_has_the_fields_of_the_one_above_and_their_defaults() -> None:
+    about_float16 = {"upcast_attention": False, "force_upcast": True}
+    for here, above in ((UNetConfig(), UpperUNetConfig()), (VAEConfig(), UpperVAEConfig())):
+        assert asdict(here) | about_float16 == asdict(above) | about_float16
+    assert asdict(CLIPTextConfig()).items() <= asdict(UpperCLIPTextConfig()).items()
 
 
 def channels_last(x: torch.Tensor) -> Tensor:
@@ -153,6 +179,12 @@ def test_the_ladder_equals_the_one_above(spacing: str, beta_schedule: str) -> No
         assert found.timesteps == wanted.timesteps.tolist()
         assert found.sigmas == pytest.approx(wanted.sigmas.tolist(), rel=1e-9)
         assert found.start_scale == pytest.approx(wanted.start_scale)
+
+
+@pytest.mark.parametrize("n_steps", [0, -1, 1001])
+def test_steps_that_do_not_fit_are_an_error(n_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"{n_steps} sampling steps: there must be at least 1 and at most 1000"):
+        ladder.make_ladder(ScheduleConfig(), n_steps)
 
 
 @pytest.mark.parametrize("shape", [(16,), (17,), (31,), (4, 8, 8), (3, 5, 7)])
