@@ -1,8 +1,12 @@
 """Weights in files: read with every doubt an error, written whole or not at all, loaded strictly."""
 
+import ctypes
 import json
+import math
+import mmap
 import os
 import struct
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +34,7 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # In torch.nn.init and among the methods of tensors
 _INITIALISERS = {
     *("normal_", "uniform_", "trunc_normal_", "constant_", "ones_", "zeros_", "fill_", "zero_"),
@@ -39,16 +44,33 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU, mapped from the file rather than copied.
+    """The tensors of a safetensors file, on the CPU, mapped from the file rather than copied. Each takes memory only
+    from when it is read until it is let go of, whatever becomes of the others.
 
     Raises UserError if the file is missing, unreadable, truncated, a git-LFS pointer, a web page, a pickle, has two
     tensors of one name, or is otherwise not safetensors. Nothing in the file is ever executed.
     """
-    _check_header(path)
+    header = _check_header(path)
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as checked, open(path, "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            start = 8 + struct.unpack("<Q", memory[:8])[0]
+            return {name: _mapped(memory, start, header[name], checked, name) for name in checked.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise UserError(f"{path} is not a valid safetensors file ({error}): get the file again") from error
+
+
+def _mapped(memory: mmap.mmap, start: int, entry: dict[str, Any], checked: Any, name: str) -> Tensor:
+    """One tensor of a file that is mapped whole; pages that belong to it alone go back when it is let go of."""
+    dtype = _DTYPES_BY_NAME.get(entry["dtype"])
+    begin, end = (start + offset for offset in entry["data_offsets"])
+    if dtype is None or begin == end or begin % dtype.itemsize:
+        return checked.get_tensor(name)
+    numbers = (ctypes.c_char * (end - begin)).from_buffer(memory, begin)
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last and hasattr(memory, "madvise"):
+        weakref.finalize(numbers, memory.madvise, mmap.MADV_DONTNEED, first, last - first).atexit = False
+    return torch.frombuffer(numbers, dtype=dtype, count=math.prod(entry["shape"])).view(entry["shape"])
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
