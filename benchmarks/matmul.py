@@ -1,9 +1,9 @@
 """One product of matrices in the stages of miniai/scratch, from three Python loops to PyTorch, side by side.
 
-python benchmarks/matmul.py [--size 64] [--out benchmarks/results/matmul.png]
+NUMBA_ENABLE_CUDASIM=1 python benchmarks/matmul.py --out benchmarks/results/matmul.md --plot docs/images/matmul.png
 
-Numba's rows are there where Numba is installed; the GPU's where there is one, or with NUMBA_ENABLE_CUDASIM=1 in the
-environment, which simulates it in Python: right, and very slow.
+Numba's rows are there where Numba is installed. The CUDA kernel runs on a GPU where there is one; with
+NUMBA_ENABLE_CUDASIM=1 in the environment it is simulated in Python, which is right, and very slow.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import platform
 import time
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -76,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=64, help="matrices of size × size")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", help="where to draw a plot")
+    parser.add_argument("--out", type=Path, help="where to write the table")
+    parser.add_argument("--plot", type=Path, help="where to draw the bars")
     options = parser.parse_args()
     torch.set_num_threads(1)
     n, rng = options.size, Rng(0)
@@ -91,17 +93,30 @@ def main() -> None:
         found[name] = seconds(lambda stage=stage: stage(a, b), options.repeats)
     found["PyTorch"] = seconds(lambda: x @ y, 100)
 
-    slowest = max(found.values())
-    print(f"{n}×{n}, float64, Python {platform.python_version()}, torch {torch.__version__}, 1 thread,")
-    print(f"best of {options.repeats} runs\n")
-    print("| stage | ms | ns a product | times faster |\n| --- | ---: | ---: | ---: |")
-    for name, time_s in found.items():
-        print(f"| {name} | {1e3 * time_s:.3f} | {1e9 * time_s / n**3:.2f} | {slowest / time_s:.0f} |")
+    lines = table(found, n, options.repeats)
+    print("\n".join(lines))
+    if options.plot:
+        draw(options.plot, found)
     if options.out:
-        draw(options.out, found)
+        picture = ["", f"![bars]({os.path.relpath(options.plot, options.out.parent)})"] if options.plot else []
+        options.out.write_text("\n".join(["# Products of matrices in stages", "", *lines, *picture, ""]))
 
 
-def draw(path: str, found: dict[str, float]) -> None:
+def table(found: dict[str, float], n: int, repeats: int) -> list[str]:
+    slowest = max(found.values())
+    lines = [
+        f"{n}×{n}, float64, Python {platform.python_version()}, torch {torch.__version__}, 1 thread, best of {repeats} "
+        "runs; every product equals PyTorch's.",
+        "",
+        "| stage | ms | ns a product | times faster |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, time_s in found.items():
+        lines.append(f"| {name} | {1e3 * time_s:.3f} | {1e9 * time_s / n**3:.2f} | {slowest / time_s:.0f} |")
+    return lines
+
+
+def draw(path: Path, found: dict[str, float]) -> None:
     """Bars on a logarithmic scale."""
     from matplotlib.figure import Figure
 
