@@ -34,13 +34,22 @@ def emoji(
         Path | None, typer.Option(help="Folder that keeps the downloads.", show_default="the user's cache folder")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Rendering threads.")] = 2,
+    combinations: Annotated[
+        bool, typer.Option(help="Draw faces that wear things as well: a cat with sunglasses, a panda with a crown.")
+    ] = False,
 ) -> None:
     """Build the text-to-emoji data set, an ImageFolder of captioned pictures, from npm packages at pinned versions."""
     from miniai.recipes.emoji import build_emoji
 
     chosen: dict[str, Any] = {} if styles is None else {"styles": words(styles)}
     report = build_emoji(
-        out, groups=None if groups is None else words(groups), size=size, cache=cache, n_jobs=jobs, **chosen
+        out,
+        groups=None if groups is None else words(groups),
+        size=size,
+        cache=cache,
+        n_jobs=jobs,
+        combined=combinations,
+        **chosen,
     )
     typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")
 

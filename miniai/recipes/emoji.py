@@ -29,6 +29,8 @@ from miniai.base.errors import UserError
 from miniai.base.files import write_json
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_card import data_card
+from miniai.recipes.emoji_combinations import GROUP as COMBINATIONS
+from miniai.recipes.emoji_combinations import combinations
 from miniai.recipes.emoji_concepts import (
     EMOJIBASE_FILES,
     Concept,
@@ -104,6 +106,7 @@ def build_emoji(
     cache: Path | None = None,
     n_jobs: int = 2,
     *,
+    combined: bool = False,
     sources: Mapping[str, Source] | None = None,
     emojibase: Source = EMOJIBASE,
     progress: bool = True,
@@ -117,6 +120,7 @@ def build_emoji(
     size: edge of the square pictures, in pixels, 16 to 1024
     cache: folder of the downloaded tarballs; None is the user's cache folder
     n_jobs: rendering threads
+    combined: draw faces that wear things as well: see `miniai.recipes.emoji_combinations`
     sources, emojibase: the packages to read instead of the pinned ones
 
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
@@ -128,7 +132,10 @@ def build_emoji(
     concepts, matches = _read_sources(styles, packages, emojibase, cache)
     chosen = choose(concepts, groups)
     _check_groups(groups, concepts)
-    pictures = _split(chosen, {style: matches[style].icons for style in styles})
+    icons = {style: matches[style].icons for style in styles}
+    if combined:
+        chosen, icons = _with_combinations(chosen, icons)
+    pictures = _split(chosen, icons)
     if not pictures:
         raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
     temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
@@ -139,9 +146,11 @@ def build_emoji(
         _write_metadata(temporary, kept, packages)
         used = {style: packages[style] for style in styles}
         (temporary / "README.md").write_text(
-            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size), encoding="utf-8"
+            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size, combined),
+            encoding="utf-8",
         )
-        _write_record(temporary, used, emojibase, groups, size, reports)
+        made_of = {"size": size, "groups": list(groups) if groups is not None else None, "combinations": combined}
+        _write_record(temporary, made_of, used, emojibase, reports)
         _put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -198,6 +207,19 @@ def _read_sources(
     return concepts, matches
 
 
+def _with_combinations(
+    concepts: Sequence[Concept], icons: Mapping[str, Mapping[str, Icon]]
+) -> tuple[list[Concept], dict[str, dict[str, Icon]]]:
+    """The concepts and each style's icons, with the pairs that the style can draw without a held-out drawing."""
+    new, all_icons = {}, {}
+    for style, of_style in icons.items():
+        free = {code: icon for code, icon in of_style.items() if not is_held_out(code, style)}
+        made, drawn = combinations(concepts, free)
+        new |= {concept.hexcode: concept for concept in made}
+        all_icons[style] = {**of_style, **drawn}
+    return [*concepts, *new.values()], all_icons
+
+
 def is_held_out(hexcode: str, style: str) -> bool:
     """Whether this drawing is kept out of all training: 5 % of (concept, style) pairs, the same in every build."""
     digest = hashlib.sha256(f"{hexcode}/{style}".encode()).digest()
@@ -208,7 +230,8 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
     """Training pictures and held-out ones. A held-out pair never trains, whatever else is built.
 
     It is a fair test only if another style teaches the concept; where none here does, the picture is left out.
-    A style that is never trained on is test through and through.
+    A style that is never trained on is test through and through, and so are 5 % of the combinations, in every style:
+    their words are known, the pair is new.
     """
     pictures = []
     for concept in concepts:
@@ -217,7 +240,8 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
         taught = len(held_out) < len(styles)
         for style in styles:
             split = "train" if style not in held_out else "test" if taught else "left out"
-            split = "test" if style in SEPARATE_STYLES else split
+            unseen = concept.group == COMBINATIONS and is_held_out(concept.hexcode, "every style")
+            split = "test" if style in SEPARATE_STYLES or unseen else split
             pictures.append(Picture(concept, style, icons[style][concept.hexcode], split))
     return pictures
 
@@ -288,16 +312,15 @@ def _write_metadata(folder: Path, pictures: Iterable[Picture], packages: Mapping
 
 def _write_record(
     folder: Path,
+    made_of: Mapping[str, object],
     used: Mapping[str, Source],
     emojibase: Source,
-    groups: Sequence[str] | None,
-    size: int,
     reports: Mapping[str, StyleReport],
 ) -> None:
     sources = {style: asdict(source) for style, source in used.items()}
-    record = {"built_by": "miniai data emoji", "size": size, "groups": list(groups) if groups is not None else None}
     counts = {style: asdict(report) for style, report in reports.items()}
-    write_json(folder / RECORD, record | {"sources": sources, "captions": asdict(emojibase), "counts": counts})
+    what = {"built_by": "miniai data emoji", **made_of}
+    write_json(folder / RECORD, what | {"sources": sources, "captions": asdict(emojibase), "counts": counts})
 
 
 def _make_folder(folder: Path) -> None:

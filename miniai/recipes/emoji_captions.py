@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from miniai.recipes.emoji_combinations import GROUP as COMBINATIONS
 from miniai.recipes.emoji_concepts import Concept
 
 MAX_CAPTIONS = 12
@@ -76,7 +77,7 @@ def captions(concept: Concept, style: str) -> list[str]:
     new = [tag for tag in concept.tags if tag.isascii() and tag not in said]
     tags = _shuffled(new, concept, style, "tags")[:MAX_TAGS]
     media = [medium.format(thing) for medium in _shuffled(MEDIA, concept, style, "media")]
-    natural, kind = _natural(concept), _kind(concept)
+    natural, kind = _natural(concept, style), _kind(concept)
     found = [label + end, label, thing + end, thing, media[0] + end, media[1]]
     if natural:
         found += [natural + end, natural]
@@ -103,9 +104,12 @@ def with_article(label: str) -> str:
     return f"{'an' if vowel else 'a'} {label}"
 
 
-def _natural(concept: Concept) -> str:
+def _natural(concept: Concept, style: str) -> str:
     """Another way to say the label, or "": a face is a smiley, the "cat face" of the animals is the head of a cat."""
     label = concept.label
+    if concept.group == COMBINATIONS:
+        word = _shuffled(("wearing", "in"), concept, style, "wear")[0]
+        return with_article(label.replace(" with ", f" {word} "))
     if concept.subgroup in SMILEYS and re.search(r"\bface\b", label):
         return with_article(re.sub(r"\bface\b", "smiley", label))
     if concept.group == "animals-nature" and label.endswith(" face"):

@@ -18,6 +18,7 @@ def data_card(
     counts: Mapping[str, Mapping[str, int]],
     groups: Sequence[str] | None,
     size: int,
+    combined: bool = False,
 ) -> str:
     """The card as Markdown. `counts[style]` has n_train, n_test, n_unmatched and n_left_out."""
     n_train = sum(c["n_train"] for c in counts.values())
@@ -27,6 +28,10 @@ def data_card(
     licences = "\n".join(f"- {name}: {LICENCE_TEXTS.get(name, '')}" for name in sorted({*_licences(used, emojibase)}))
     never = (
         "\n**This folder is never trained on** (share-alike licence): all of it is in `test/`, for comparison only.\n"
+    )
+    together = (
+        "\n**Combinations** (group `combinations`) are faces that wear a thing, both drawn by the same style and put\n"
+        "together here; nothing held out is in those that train, and one pair in twenty is held out in every style.\n"
     )
     return f"""# Emoji, with captions
 {never if separate else ""}
@@ -48,7 +53,7 @@ picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by
 {emojibase.author}).
-
+{together if combined else ""}
 **Licences**: the pictures stay under those of their makers, named in the table; a picture's own is in its line.
 They were changed: rendered as pixels, and named anew.
 

@@ -100,6 +100,7 @@ def commands(data: Path, minutes: float | None, steps: int | None, init: Path | 
     if record.is_file():
         built = json.loads(record.read_text())
         chosen = f" --groups {','.join(built['groups'])}" if built.get("groups") else ""
+        chosen += " --combinations" if built.get("combinations") else ""
         lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
     start = "" if init is None else f" --init {init}"
     budget = f"--minutes {minutes:.0f}" if steps is None else f"--steps {steps}"
