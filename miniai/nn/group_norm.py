@@ -1,6 +1,7 @@
 """Group normalisation whose backward pass is fast where PyTorch's is slow: bfloat16 in channels-last memory on a CPU.
 
-1.8 to 3.3 times as fast as PyTorch's own (benchmarks/results/group_norm.md); elsewhere PyTorch's is used.
+1.8 to 3.3 times as fast as PyTorch's own (benchmarks/results/group_norm.md); elsewhere, and where the compiler writes
+the backward pass, PyTorch's is used.
 """
 
 from typing import Any
@@ -18,6 +19,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 4 and torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
+            slow = False
         if slow and x.is_contiguous(memory_format=torch.channels_last):
             return _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

@@ -25,7 +25,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
-from miniai.recipes.training import StageRun
+from miniai.recipes.training import StageRun, check_compiler
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
@@ -50,6 +50,7 @@ def train_text_to_image(
     seed: int | None = None,
     device: str = "auto",
     sample_minutes: float = 4.0,
+    compiler: str | None = None,
     prompts: Sequence[str] = (),
 ) -> Path:
     """Train a text-to-image model on the captioned pictures in `data` and return the model folder, `out/model`.
@@ -57,9 +58,11 @@ def train_text_to_image(
     - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage.
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
     - stages: which of `STAGES` to run (None: all); those before must have been finished.
-    - init: a model folder to start from instead of from nothing: its VAE and tokenizer are kept as they are, its text
-      encoder and U-Net go on learning from `data`.
+    - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder and
+      U-Net go on learning from `data`, and its VAE only if `stages` names it.
     - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
+    - compiler: put the U-Net through torch.compile with this backend, "inductor" as a rule: minutes to begin with, then
+      more pictures a second.
     - prompts: what the sample grids show.
 
     Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
@@ -69,6 +72,8 @@ def train_text_to_image(
         raise UserError("give either the minutes to train or the steps of each stage")
     config = _config(out, resume, size, config_file, seed)
     torch_device = pick_device(device)
+    if compiler is not None:
+        check_compiler(compiler, torch_device)
     start = None if init is None else read_folder(init, torch.float32, torch_device)
     if start is not None:
         config = _config_of(start, config)
@@ -84,12 +89,14 @@ def train_text_to_image(
     def stage_run(name: str) -> StageRun:
         of_all = sum(share for stage, share in shares.items() if stage in stages)
         budget = None if minutes is None or name not in stages else minutes * shares[name] / of_all
-        return StageRun(name, out / "stages" / name, torch_device, budget, steps, sample_minutes)
+        folder = out / "stages" / name
+        return StageRun(name, folder, torch_device, budget, steps, sample_minutes, compiler=compiler)
 
     vae_run = stage_run("vae")
     if "vae" in stages and not vae_run.finished:
-        run.save(vae := train_vae(config, images, vae_run), run.vae_path)
-        del vae
+        trained = train_vae(config, images, vae_run, None if start is None else start.vae)
+        run.save(trained, run.vae_path)
+        del trained
     clip_run = stage_run("clip")
     if "clip" in stages and not clip_run.finished:
         texts = (text for of_picture in captions for text in of_picture)
@@ -139,7 +146,7 @@ class _Run:
         write_weights(path, module.state_dict())
 
     def vae(self) -> AutoencoderKL:
-        if self.start is not None:
+        if self.start is not None and not self.vae_path.is_file():
             return self.start.vae
         return self._load(AutoencoderKL(self.config.vae), self.vae_path, "vae")
 

@@ -33,11 +33,13 @@ class VAELossConfig:
     """Weights beside the mean absolute error of pixels, which counts 1 (pictures are in [-1, 1]).
 
     `kl` multiplies the divergence per latent number, in nats; `edges` the mean absolute error of the differences
-    between neighbouring pixels, which keeps outlines sharp.
+    between neighbouring pixels, which keeps outlines sharp. `recolour` is the share of pictures that are seen with
+    their red, green and blue in another order, so that rare colours are learned as well as yellow.
     """
 
     kl: float = 1e-3
     edges: float = 1.0
+    recolour: float = 0.5
 
 
 @dataclass(frozen=True)

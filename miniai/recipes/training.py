@@ -1,5 +1,7 @@
 """What every stage of a training shares: its callbacks, its optimizer, and the moment it counts as finished."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.train.callback import Callback
@@ -28,7 +31,7 @@ class StageInterrupted(Exception):  # noqa: N818 (a person's wish, not an error)
 
 @dataclass(frozen=True)
 class StageRun:
-    """Where and for how long a stage runs. `minutes` or `steps` bound it, whichever is given."""
+    """Where, how and for how long a stage runs. `minutes` or `steps` bound it, whichever is given."""
 
     name: str
     folder: Path
@@ -37,6 +40,7 @@ class StageRun:
     steps: int | None
     sample_minutes: float = 4.0
     checkpoint_minutes: float = 3.0
+    compiler: str | None = None  # backend of torch.compile, such as "inductor", that the stage's steps run through
 
     @property
     def record_path(self) -> Path:
@@ -122,6 +126,13 @@ def run_stage(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     )
+
+
+def check_compiler(compiler: str, device: torch.device) -> None:
+    """Raise UserError if torch.compile has no compiler to work with: on a CPU it writes C++."""
+    commands = (os.environ.get("CXX", ""), "g++", "clang++")
+    if compiler == "inductor" and device.type == "cpu" and not any(map(shutil.which, commands)):
+        raise UserError("--compile needs a C++ compiler and finds none: install g++, or leave --compile out")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from miniai.base.images import grid, save_png
 from miniai.base.seeds import image_generators
 from miniai.base.weights import read_weights, write_weights
-from miniai.diffusion.objectives import DiffusionObjective, drop_condition
+from miniai.diffusion.objectives import DiffusionObjective, Network, drop_condition
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
@@ -84,15 +84,22 @@ class TextToImageModel(nn.Module):
 
 
 class TextToImageObjective:
-    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt."""
+    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt.
 
-    def __init__(self, config: TextToImageConfig, data: Latents, device: torch.device) -> None:
+    `compiler` puts the U-Net through torch.compile, for the steps of the training alone: minutes at the first.
+    """
+
+    def __init__(
+        self, config: TextToImageConfig, data: Latents, device: torch.device, compiler: str | None = None
+    ) -> None:
         # Either the captions as ids, for a text encoder that learns, or what a frozen one made of them.
         self.texts = (data.ids if config.train_text else data.texts).to(device)
         self.train_text, self.drop_text = config.train_text, config.drop_text
         self.diffusion = DiffusionObjective(
             NoiseSchedule(config.schedule), config.weighting, timestep_shift=config.timestep_shift
         )
+        self.compiler = compiler
+        self.denoise: Network | None = None
 
     def __call__(
         self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
@@ -103,7 +110,11 @@ class TextToImageObjective:
         chosen = drop_condition(chosen, self.texts[-1], self.drop_text, generator)
         condition = model.text_encoder(chosen).last_hidden_state if self.train_text else chosen
         x0 = latents.float().contiguous(memory_format=torch.channels_last)
-        return self.diffusion(model.unet, (x0, condition.float()), generator)
+        if self.denoise is None:
+            self.denoise = model.unet
+            if self.compiler is not None:
+                self.denoise = torch.compile(model.unet.forward, backend=self.compiler)
+        return self.diffusion(self.denoise, (x0, condition.float()), generator)
 
 
 def train_unet(
@@ -120,7 +131,7 @@ def train_unet(
         with initial_weights(config.seed):
             unet = init_unet(UNet2DConditionModel(config.unet))
     model = TextToImageModel(unet.requires_grad_(True), text_encoder, config.train_text)
-    objective = TextToImageObjective(config, data, run.device)
+    objective = TextToImageObjective(config, data, run.device, run.compiler)
     pictures = TensorDataset((data.latents, data.rows, data.counts))
     sample = None if paint is None else lambda path: paint(model, path)
     run_stage(run, config.unet_stage, model, pictures, objective, config.seed, sample=sample)

@@ -29,7 +29,7 @@ class VAEObjective:
         self, model: nn.Module, images: UInt8[Tensor, "b 3 h w"], generator: torch.Generator
     ) -> dict[str, Tensor]:
         assert isinstance(model, AutoencoderKL)
-        target = to_float(images)
+        target = to_float(permute_channels(images, self.weights.recolour, generator))
         latents = model.encode(target)
         painted = model.decode(latents.sample(generator)).float()
         pixels = (painted - target).abs().mean()
@@ -39,16 +39,30 @@ class VAEObjective:
         return {"loss": loss, "pixels": pixels, "edges": edges, "kl": kl}
 
 
+def permute_channels(
+    images: UInt8[Tensor, "b 3 h w"], share: float, generator: torch.Generator
+) -> UInt8[Tensor, "b 3 h w"]:
+    """Put the three colours of about `share` of the pictures in a random order; white, grey and black stay."""
+    drawn = torch.rand(len(images), 4, generator=generator, device=generator.device).to(images.device)
+    order = torch.where(drawn[:, 3:] < share, drawn[:, :3].argsort(dim=1), torch.arange(3, device=images.device))
+    return images.gather(1, order[:, :, None, None].expand_as(images))
+
+
 def edge_error(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """Mean absolute error of the differences between horizontal and between vertical neighbours."""
     error = a - b
     return 0.5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
 
 
-def train_vae(config: TextToImageConfig, images: UInt8[Tensor, "n 3 h w"], run: StageRun) -> AutoencoderKL:
-    """Train an autoencoder on `images`; its latents have mean 0 and deviation 1 in each channel."""
-    with initial_weights(config.seed):
-        vae = AutoencoderKL(config.vae)
+def train_vae(
+    config: TextToImageConfig, images: UInt8[Tensor, "n 3 h w"], run: StageRun, vae: AutoencoderKL | None = None
+) -> AutoencoderKL:
+    """Train an autoencoder (a new one, or the one given) on `images`; its latents have mean 0 and deviation 1 in each
+    channel."""
+    if vae is None:
+        with initial_weights(config.seed):
+            vae = AutoencoderKL(config.vae)
+    vae.train().requires_grad_(True)
     few = images[torch.linspace(0, len(images) - 1, min(32, len(images))).long()]
 
     def sample(path: Path) -> None:

@@ -25,7 +25,7 @@ from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
 from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
 from miniai.recipes.unet_stage import init_unet
-from miniai.recipes.vae_stage import VAEObjective, edge_error, standardise_latents, to_float
+from miniai.recipes.vae_stage import VAEObjective, edge_error, permute_channels, standardise_latents, to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -108,6 +108,42 @@ def test_a_model_can_go_on_from_another_which_keeps_its_vae(data: Path, trained:
         assert all(same) != learns, part
     assert StableDiffusionPipeline.from_pretrained(out / "model")("a red line", num_inference_steps=2).images
     assert "--init" in (out / "model" / "README.md").read_text()
+
+
+def test_the_vae_goes_on_too_if_the_stages_name_it(data: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stages = ("vae", "latents", "unet")
+    train_text_to_image(data, out, steps=1, init=trained / "model", stages=stages, device="cpu")
+    before, after = (read_weights(next((folder / "model" / "vae").glob("*.safetensors"))) for folder in (trained, out))
+    moved = [float((before[name].float() - after[name].float()).norm()) for name in before]
+    assert any(moved)
+    kernel = "encoder.conv_in.weight"  # one step moves it a little; new weights would be elsewhere
+    assert (before[kernel].float() - after[kernel].float()).abs().max() < 0.05
+
+
+def test_a_traced_training_has_the_losses_of_one_that_is_not(data: Path, trained: Path, tmp_path: Path) -> None:
+    train_text_to_image(data, tmp_path / "plain", steps=3, init=trained / "model", device="cpu")
+    # In a process of its own: torch.compile cannot read functions whose shapes the tests check at every call. Without
+    # the C++ of "inductor", which takes a minute: that is PyTorch's part.
+    call = "import sys, pathlib; from miniai.recipes.text_to_image import train_text_to_image as train; "
+    call += "train(*map(pathlib.Path, sys.argv[1:3]), init=pathlib.Path(sys.argv[3]), steps=3, device='cpu', "
+    call += "compiler='aot_eager')"
+    subprocess.run([sys.executable, "-c", call, data, tmp_path / "traced", trained / "model"], check=True)
+    losses = [
+        json.loads((tmp_path / name / "stages" / "unet" / "done.json").read_text())["loss"]
+        for name in ("plain", "traced")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)  # bfloat16 is rounded elsewhere
+
+
+def test_without_a_compiler_a_compiled_training_ends_before_it_begins(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"C\+\+ compiler"):
+        train_text_to_image(data, tmp_path / "out", steps=1, init=trained / "model", device="cpu", compiler="inductor")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_training_is_not_done_again(data: Path, trained: Path) -> None:
@@ -261,6 +297,17 @@ def test_shifted_pictures_keep_their_content_and_show_white_at_the_edge() -> Non
     places = {tuple((one[0] < 255).nonzero()[0].tolist()) for one in moved[:39]}
     assert len(places) > 10
     assert all(1 <= y <= 5 and 1 <= x <= 5 for y, x in places)
+
+
+def test_permuted_channels_change_colours_but_not_shapes_nor_greys() -> None:
+    images = torch.randint(0, 256, (400, 3, 4, 4), generator=make_generator(0), dtype=torch.uint8)
+    images[:, :, 0] = 255
+    changed = permute_channels(images, 0.5, make_generator(1))
+    assert torch.equal(changed.sort(dim=1).values, images.sort(dim=1).values)
+    assert torch.equal(changed[:, :, 0], images[:, :, 0])
+    same = (changed == images).flatten(1).all(1).float().mean()
+    assert 0.5 < same < 0.67  # half are left alone, and one in six orders is the old one
+    assert torch.equal(permute_channels(images, 0.0, make_generator(1)), images)
 
 
 def test_the_unet_starts_by_predicting_nothing() -> None:
