@@ -3,6 +3,7 @@
 python benchmarks/unet_step.py
 """
 
+import copy
 import os
 import statistics
 import time
@@ -47,10 +48,13 @@ def main(repeats: int = 7) -> None:
 
     plain = diffusers.UNet2DConditionModel(**config_to_dict(SMALL.unet))
     plain.load_state_dict(ours.state_dict())
+    compiled = channels_last(copy.deepcopy(ours))
+    compiled.compile()
     rows = {
         "Diffusers, float32": step(plain, bf16=False, nhwc=False),
         "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
         "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
+        "miniai, the same, compiled (`--compile`)": step(compiled, bf16=True, nhwc=True),
     }
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats + 1):
