@@ -92,18 +92,39 @@ def test_without_guidance_the_network_is_asked_once_a_step(folder: Path, upper: 
     assert levels_apart(image, wanted * 2 - 1) <= 1
 
 
-def test_the_command_paints_in_an_environment_that_holds_no_package(tmp_path: Path, folder: Path) -> None:
+class Bare:
+    """A virtual environment with nothing installed, and the files of this floor with the packaged model beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder / "bare", with_pip=False)
+        self.python, self.code = folder / "bare" / "bin" / "python", folder / "code"
+        shutil.copytree(ROOT / "miniai" / "scratch", self.code / "miniai" / "scratch")
+        shutil.copy(ROOT / "miniai" / "__init__.py", self.code / "miniai")
+        (self.code / "miniai" / "models").symlink_to(ROOT / "miniai" / "models")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600, "check": True}
+        return subprocess.run([self.python, *arguments], cwd=self.code, env={"PATH": os.environ["PATH"]}, **options)
+
+    def generate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "miniai.scratch", "generate", *arguments)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
+    return Bare(tmp_path_factory.mktemp("bare"))
+
+
+def test_the_environment_of_these_tests_holds_no_package(bare: Bare) -> None:
+    listed = "import importlib.metadata as m; print([d.name for d in m.distributions()])"
+    assert bare.run("-c", listed).stdout == "[]\n"
+
+
+def test_the_command_paints_in_an_environment_that_holds_no_package(bare: Bare, tmp_path: Path, folder: Path) -> None:
     """In two processes, with a parameters text that other tools read."""
-    venv.create(tmp_path / "bare", with_pip=False)
-    shutil.copytree(ROOT / "miniai" / "scratch", tmp_path / "code" / "miniai" / "scratch")
-    shutil.copy(ROOT / "miniai" / "__init__.py", tmp_path / "code" / "miniai")
-    python = tmp_path / "bare" / "bin" / "python"
     out = tmp_path / "apple.png"
-    request = [PROMPT, "--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(out), "--processes", "2"]
-    run: dict[str, Any] = {"capture_output": True, "text": True, "cwd": tmp_path / "code", "timeout": 120}
-    environment = {"PATH": os.environ["PATH"]}
-    done = subprocess.run([python, "-m", "miniai.scratch", "generate", *request], env=environment, **run)
-    assert done.returncode == 0, done.stderr
+    options = ["--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(out), "--processes", "2"]
+    done = bare.generate(PROMPT, *options)
     assert done.stdout.splitlines() == [str(out)]
     assert "step 1/2" in done.stderr
     assert "s left" in done.stderr
@@ -112,8 +133,18 @@ def test_the_command_paints_in_an_environment_that_holds_no_package(tmp_path: Pa
         assert picture.text["parameters"].startswith(f"{PROMPT}\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2.5, Seed: 3,")
         alone = StableDiffusionPipeline.from_pretrained(folder)(PROMPT, num_inference_steps=2, seed=3)
         assert picture.tobytes() == to_bytes(alone)
-    listed = "import importlib.metadata as m; print([d.name for d in m.distributions()])"
-    assert subprocess.run([python, "-c", listed], env=environment, **run).stdout == "[]\n"
+
+
+def test_the_packaged_model_paints_there_what_pytorch_paints(bare: Bare, tmp_path: Path) -> None:
+    """One step, as more take long here: 8 and 20 are in benchmarks/results/scratch_generate.md."""
+    prompt, out = "a red apple, twemoji style", tmp_path / "apple.png"
+    bare.generate(prompt, "--steps", "1", "--seed", "0", "--guidance-scale", "1", "--out", str(out))
+    upper = UpperPipeline.from_pretrained(packaged_model())
+    wanted = upper(prompt, num_inference_steps=1, guidance_scale=1.0, generator=make_generator(0)).images[0]
+    with Image.open(out) as picture:
+        pairs = zip(picture.tobytes(), wanted.tobytes(), strict=True)
+        assert picture.size == wanted.size
+        assert max(abs(a - b) for a, b in pairs) <= 1
 
 
 def edited(folder: Path, name: str, **changes: Any) -> None:
