@@ -6,8 +6,16 @@ from miniai.scratch.rng import Rng
 from miniai.scratch.tensor import Tensor
 
 
+def check_window(kernel: int, stride: int, padding: int = 0) -> None:
+    if kernel < 1 or stride < 1 or padding < 0:
+        raise ValueError(
+            f"kernel and stride must be at least 1 and padding at least 0, got {kernel}, {stride} and {padding}"
+        )
+
+
 def out_size(size: int, kernel: int, stride: int, padding: int) -> int:
     """How many places a window finds. Raises RuntimeError where there is none."""
+    check_window(kernel, stride, padding)
     if kernel > size + 2 * padding:
         raise RuntimeError(
             f"Calculated padded input size: ({size + 2 * padding}). Kernel size: ({kernel}). "
@@ -50,7 +58,8 @@ def check_image(x: Variable, channels: int | None = None) -> None:
 def pool_windows(x: Variable, kernel: int, stride: int | None) -> Variable:
     """(b, c, out_h, out_w, kernel²). The stride is the kernel's size where none is given."""
     check_image(x)
-    found = x.read(lambda t: windows(t, kernel, stride or kernel)).permute(0, 1, 4, 5, 2, 3)
+    step = kernel if stride is None else stride
+    found = x.read(lambda t: windows(t, kernel, step)).permute(0, 1, 4, 5, 2, 3)
     return found.reshape(*found.shape[:4], kernel * kernel)
 
 
@@ -91,8 +100,7 @@ class Conv2d(Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if stride < 1 or padding < 0:
-            raise ValueError(f"stride must be at least 1 and padding at least 0, got {stride} and {padding}")
+        check_window(kernel_size, stride, padding)
         self.stride, self.padding = stride, padding
         n_in = in_channels * kernel_size * kernel_size
         self.weight = uniform_or_zeros(rng, n_in, out_channels, in_channels, kernel_size, kernel_size)

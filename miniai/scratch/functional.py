@@ -4,7 +4,7 @@ import math
 
 from miniai.scratch import ieee
 from miniai.scratch.autograd import Variable
-from miniai.scratch.ieee import Number, sigmoid
+from miniai.scratch.ieee import Number
 
 
 def relu(x: Variable) -> Variable:
@@ -20,16 +20,18 @@ def general_relu(x: Variable, leak: Number = 0.0, sub: Number = 0.0, cap: Number
     )
 
 
-def sigmoid_of(x: Variable) -> Variable:
-    """1 / (1 + e^-x)."""
-    return x.map(sigmoid, lambda x, y: y * (1 - y))
+def sigmoid(x: Variable) -> Variable:
+    """1 / (1 + e^-x), whose slope is σ (1 - σ)."""
+    return x.map(ieee.sigmoid, lambda x, y: y * (1 - y))
 
 
 def tanh(x: Variable) -> Variable:
+    """The sigmoid stretched to (-1, 1); its slope is 1 - tanh²."""
     return x.map(math.tanh, lambda x, y: 1 - y * y)
 
 
 def exp(x: Variable) -> Variable:
+    """e^x, its own slope."""
     return x.map(ieee.exp, lambda x, y: y)
 
 
@@ -39,7 +41,7 @@ def silu(x: Variable) -> Variable:
 
 
 def silu_slope(x: Number, y: Number) -> Number:
-    s = sigmoid(x)
+    s = ieee.sigmoid(x)
     return s + y * (1 - s)
 
 
@@ -58,7 +60,7 @@ def quick_gelu(x: Variable) -> Variable:
 
 
 def quick_gelu_slope(x: Number, y: Number) -> Number:
-    s = sigmoid(1.702 * x)
+    s = ieee.sigmoid(1.702 * x)
     return s + 1.702 * y * (1 - s)
 
 

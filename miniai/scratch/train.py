@@ -89,7 +89,7 @@ def train(config: TrainConfig, train_data: ImageDataset, test_data: ImageDataset
             loss = cross_entropy(model(Variable(images)), labels)
             loss.backward()
             optimizer.step()
-            smooth_loss += (loss.item() - smooth_loss) * max(0.02, 1 / (step + 1))
+            smooth_loss += (loss.item() - smooth_loss) * max(0.02, 1 / (step + 1))  # a mean over about 50 batches
             left = (time.monotonic() - start) / (step + 1) * (n_steps - step - 1)
             say(f"\r{name}  batch {i + 1}/{len(batches)}  loss {smooth_loss:.3f}  {left:.0f} s left ")
         share = evaluate(model, tests)

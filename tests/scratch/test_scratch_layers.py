@@ -247,6 +247,8 @@ def test_a_window_larger_than_its_image_is_an_error() -> None:
         convolution.Conv2d(1, 1, 3)(Variable(zeros(1, 1, 2, 5)))
     with pytest.raises(RuntimeError, match="Expected 4D"):
         convolution.max_pool2d(Variable(zeros(2, 2)), 2)
-    with pytest.raises(ValueError, match="stride must be at least 1"):
+    with pytest.raises(ValueError, match="kernel and stride must be at least 1 .* got 1, 0 and 0"):
         convolution.Conv2d(1, 1, 1, stride=0)
+    with pytest.raises(ValueError, match="got 2, 0 and 0"):
+        convolution.max_pool2d(Variable(zeros(1, 1, 4, 4)), 2, 0)
     assert math.isclose(convolution.out_size(7, 3, 2, 1), 4)

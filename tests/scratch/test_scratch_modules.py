@@ -30,7 +30,7 @@ ACTIVATIONS = {
     "relu": (functional.relu, F.relu),
     "leaky, shifted": (lambda x: functional.general_relu(x, 0.1, 0.4), lambda x: F.leaky_relu(x, 0.1) - 0.4),
     "capped": (lambda x: functional.general_relu(x, cap=1.0), lambda x: x.clamp(0, 1)),
-    "sigmoid": (functional.sigmoid_of, torch.sigmoid),
+    "sigmoid": (functional.sigmoid, torch.sigmoid),
     "tanh": (functional.tanh, torch.tanh),
     "exp": (functional.exp, torch.exp),
     "silu": (functional.silu, F.silu),
