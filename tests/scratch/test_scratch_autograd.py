@@ -11,7 +11,9 @@ from scratch_oracle import assert_same, assert_same_gradients, draw, error_of, f
 
 from miniai.scratch.autograd import Variable, cat
 from miniai.scratch.creation import zeros
+from miniai.scratch.functional import relu
 from miniai.scratch.layers import Lin, Mse, Network, Relu
+from miniai.scratch.losses import mse_loss
 from miniai.scratch.rng import Rng
 from miniai.scratch.tensor import Tensor
 
@@ -117,24 +119,31 @@ def test_a_variable_shows_its_numbers() -> None:
 
 
 @few
-@given(st.integers(1, 4), st.integers(1, 5), seeds)
-def test_gradients_written_by_hand_equal_pytorchs(n: int, width: int, seed: int) -> None:
+@given(sizes, sizes, sizes, seeds)
+def test_gradients_written_by_hand_equal_autograds_and_pytorchs(n: int, n_in: int, width: int, seed: int) -> None:
     rng = Rng(seed)
-    first, second, loss = Lin(3, width, rng), Lin(width, 2, rng), Mse()
-    x, target = draw((n, 3), seed), draw((n, 2), seed + 1)
+    first, second, loss = Lin(n_in, width, rng), Lin(width, 2, rng), Mse()
+    first.bias, second.bias = rng.normal(width), rng.normal(2)
+    x, target = draw((n, n_in), seed), draw((n, 2), seed + 1)
     network = Network([first, Relu(), second], loss)
     value = loss.forward(network.forward(ours(x)), ours(target))
-    x_grad = network.backward()
+    grads = [network.backward(), first.weight_grad, first.bias_grad, second.weight_grad, second.bias_grad]
 
-    t = x.clone().requires_grad_()
-    weights = [torch.tensor(w.tolist(), dtype=torch.float64, requires_grad=True) for w in (first.weight, second.weight)]
-    wanted = F.mse_loss((t @ weights[0]).relu() @ weights[1], target)
+    tensors = [ours(x), first.weight, first.bias, second.weight, second.bias]
+    variables = [Variable(tensor, True) for tensor in tensors]
+    v, w1, b1, w2, b2 = variables
+    by_autograd = mse_loss(relu(v @ w1 + b1) @ w2 + b2, Variable(ours(target)))
+    by_autograd.backward()
+
+    theirs = [torch.tensor(tensor.tolist(), dtype=torch.float64, requires_grad=True) for tensor in tensors]
+    t, w1, b1, w2, b2 = theirs
+    wanted = F.mse_loss((t @ w1 + b1).relu() @ w2 + b2, target)
     wanted.backward()
     assert value.item() == pytest.approx(wanted.item())
-    assert_same(x_grad, t.grad)
-    assert_same(first.weight_grad, weights[0].grad)
-    assert_same(second.weight_grad, weights[1].grad)
-    assert second.bias_grad.shape == (2,)
+    assert by_autograd.item() == pytest.approx(wanted.item())
+    for by_hand, variable, tensor in zip(grads, variables, theirs, strict=True):
+        assert_same(by_hand, tensor.grad)
+        assert_same(variable.grad, tensor.grad)
 
 
 def test_steps_down_the_gradient_learn_a_line() -> None:
