@@ -51,7 +51,8 @@ class Budget(Callback):
         self._stop_if_spent(learner)
 
     def after_batch(self, learner: Learner) -> None:
-        self._stop_if_spent(learner)
+        if learner.training:  # a validation may follow when all is spent
+            self._stop_if_spent(learner)
 
     def cleanup(self, learner: Learner) -> None:
         self._seconds_before, self._started = self.seconds(), None

@@ -228,6 +228,16 @@ def test_a_budget_of_steps_stops_there_and_drives_the_schedule() -> None:
     assert learner.step == 6
 
 
+def test_a_validation_may_follow_when_the_budget_is_spent() -> None:
+    learner = make_learner(Budget(steps=3))
+    learner.valid = learner.train
+    learner.fit()
+    assert learner.stop_reason == "the budget is spent"
+    assert learner.valid_scalars == {}
+    assert learner.validate()["loss"] > 0
+    assert learner.step == 3
+
+
 def test_a_budget_of_minutes_accumulates_over_resumes() -> None:
     class Nap(Callback):
         def before_batch(self, learner: Learner) -> None:
