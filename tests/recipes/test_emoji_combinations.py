@@ -1,16 +1,20 @@
 """Faces that wear things: drawn from two icons, named by both, and never from a drawing that is held out."""
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_emoji import emojibase_files, pack
 
-from miniai.recipes.emoji import _split, _with_combinations, is_held_out
+from miniai.recipes.emoji import _split, _with_combinations, build_emoji, is_held_out
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_combinations import GROUP, THINGS, WEARERS, combinations, drawn_box, put_on
 from miniai.recipes.emoji_concepts import Concept, Icon
 from miniai.recipes.emoji_drawing import render
+from miniai.train.captions import read_captioned_folder
 
 FACE = Icon("face", '<circle cx="16" cy="20" r="10" fill="#f00"/>', 32.0, 32.0)
 BAR = Icon("bar", '<rect x="40" y="50" width="40" height="10" fill="#00f"/>', 128.0, 128.0)
@@ -116,3 +120,26 @@ def test_some_pairs_are_new_in_every_style_though_their_parts_are_taught() -> No
     assert 0.01 < len(unseen) / (len(WEARERS) * len(THINGS)) < 0.12
     taught = {part for code, where in split.items() if "train" in where for part in code.split("-WITH-")}
     assert all(part in taught for code in unseen for part in code.split("-WITH-"))
+
+
+def test_the_built_set_holds_them_and_says_so(tmp_path: Path) -> None:
+    """A little emojibase and a package with one face, sunglasses and a crown."""
+    labels = {"1F43B": "bear", "1F576": "sunglasses", "1F451": "crown"}
+    files = emojibase_files() | {
+        "en/data.json": [
+            {"hexcode": code, "label": label, "tags": [], "group": 3, "subgroup": 34} for code, label in labels.items()
+        ]
+    }
+    icons = {label: {"body": (FACE if label == "bear" else BAR).body} for label in labels.values()}
+    package = {"icons.json": {"icons": icons, "width": 128, "height": 128}, "chars.json": {}}
+    sources = {name: pack(tmp_path / "cache", f"@iconify-json/{name}", package) for name in ("twemoji", "fxemoji")}
+    emojibase = pack(tmp_path / "cache", "emojibase-data", files)
+    build_emoji(
+        tmp_path / "set", list(sources), cache=tmp_path / "cache", combined=True, sources=sources, emojibase=emojibase,
+        progress=False,
+    )  # fmt: skip
+    folder = read_captioned_folder(tmp_path / "set")
+    found = {caption for item in (*folder.train, *folder.heldout) for caption in item.captions}
+    assert {"bear with sunglasses, twemoji style", "a bear with a crown"} <= found
+    assert "combinations" in (tmp_path / "set" / "README.md").read_text()
+    assert json.loads((tmp_path / "set" / "emoji.json").read_text())["combinations"]
