@@ -115,8 +115,8 @@ def main() -> None:
     slowest = max(medians.values())
     n_parameters = sum(weight.numel() for weight in UNet2DModel(config).parameters())
     lines = [
-        f"{machine()}; {os.cpu_count()} cores, {n_parameters / 1e6:.1f} M parameters, 32×32 pixels, batch {batch_size},",
-        f"median of {n_steps} steps in turn; the losses differ by at most {100 * worst:.2f} % at any step",
+        f"{machine()}; {n_parameters / 1e6:.1f} M parameters, 32×32 pixels, batch {batch_size};",
+        f"median of {n_steps} steps in turn; losses differ by at most {100 * worst:.2f} % at any step",
         "",
         "| training step of the U-Net without text | images/s | times the slowest | loss of the first and last step |",
         "| --- | ---: | ---: | ---: |",
