@@ -61,8 +61,8 @@ def figure_7(pool: Pool) -> tuple[Sequence[Chain], Pool, int]:
     def both(name: str) -> tuple[Step, Step]:
         return Step(f"{name}a", 384, (1, 3)), Step(f"{name}b", 384, (3, 1))
 
-    three = [Step("branch3x3_1", 384), both("branch3x3_2")]
-    double = [Step("branch3x3dbl_1", 448), Step("branch3x3dbl_2", 384, (3, 3)), both("branch3x3dbl_3")]
+    three: Chain = [Step("branch3x3_1", 384), both("branch3x3_2")]
+    double: Chain = [Step("branch3x3dbl_1", 448), Step("branch3x3dbl_2", 384, (3, 3)), both("branch3x3dbl_3")]
     return ([Step("branch1x1", 320)], three, double), pool, 192
 
 
