@@ -16,9 +16,10 @@ from miniai.base.files import write_json
 from miniai.base.images import save_png
 from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNet
-from miniai.recipes.fashion import load_both
+from miniai.recipes.fashion import PADDING, as_sheet, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
-from miniai.recipes.fashion_diffusion import N_CLASSES, PADDING, as_sheet, load_fashion_diffusion, paint
+from miniai.recipes.fashion_diffusion import N_CLASSES
+from miniai.recipes.fashion_latent import load_painter
 
 
 def evaluate_fashion(
@@ -40,12 +41,12 @@ def evaluate_fashion(
     Raises UserError if a folder holds no finished training, or the data is not there.
     """
     place = pick_device(device)
-    network, config = load_fashion_diffusion(model, place)
+    paint, config = load_painter(model, place)
     judge = load_classifier(classifier, place)
     train, test = load_both(data)
     labels = torch.arange(n) % N_CLASSES
     options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
-    painted = paint(network, config, labels, seed=seed, **options)
+    painted = paint(labels, seed=seed, **options)
     real = features(judge, test.scaled(PADDING), place)
     spread = torch.linspace(0, len(train) - 1, min(n, len(train))).long()
     of_painted = fid(features(judge, painted, place), real)

@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
+from miniai.base.images import grid, to_pil
 from miniai.base.weights import load_weights, read_weights, write_weights
 from miniai.recipes.training import StageRun
 from miniai.train.fashion_mnist import LabelledImages, load_fashion_mnist
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PADDING = 2  # 28×28 becomes 32×32, which halves evenly
+
+
+def as_sheet(images: Float[Tensor, "n 1 h w"], n_columns: int = 10) -> Any:
+    """Pictures beside one another, as a PIL image."""
+    return grid(to_pil(images.expand(-1, 3, -1, -1)), n_columns, gap=1)
 
 
 def load_both(data: Path | None) -> tuple[LabelledImages, LabelledImages]:
@@ -32,8 +40,23 @@ def start_run(
 
     Raises UserError if the folder holds a training already and `resume` is not asked for, or one of another config.
     """
+    check_epochs("--epochs", epochs)
+    keep_config(out, config, resume)
+    steps = max(1, round(epochs * (n_items // min(batch_size, n_items))))
+    return StageRun(name, out, device, None, steps)
+
+
+def check_epochs(option: str, epochs: int | float) -> None:
+    """Raises UserError unless `epochs` is above 0."""
     if not epochs > 0:
-        raise UserError(f"--epochs {epochs} is not possible: give a number above 0")
+        raise UserError(f"{option} {epochs} is not possible: give a number above 0")
+
+
+def keep_config(out: Path, config: Any, resume: bool) -> None:
+    """Print `config`, and keep it in the folder `out`, which is made.
+
+    Raises UserError if the folder has a config already and `resume` is not asked for, or if it is another one.
+    """
     path, values = out / CONFIG, config_to_dict(config)
     if path.is_file():
         if not resume:
@@ -45,10 +68,13 @@ def start_run(
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
     write_json(path, values)
-    steps = max(1, round(epochs * (n_items // min(batch_size, n_items))))
     for key, value in asdict(config).items():
         print(f"{key}: {value}", file=sys.stderr)
-    return StageRun(name, out, device, None, steps)
+
+
+def is_trained(run: StageRun) -> bool:
+    """Whether nothing is left to train; a run that was killed before it wrote its weights is not."""
+    return run.finished and (run.folder / WEIGHTS).is_file()
 
 
 def save_model(module: nn.Module, folder: Path) -> None:

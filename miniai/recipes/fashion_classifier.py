@@ -16,7 +16,7 @@ from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
 from miniai.base.files import read_json, write_json
 from miniai.nn.resnet import ResNet, ResNetConfig
-from miniai.recipes.fashion import CONFIG, load_both, load_model, save_model, start_run
+from miniai.recipes.fashion import CONFIG, is_trained, load_both, load_model, save_model, start_run
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
 from miniai.train.augment import Augment, RandomCrop, RandomErase, RandomFlip
@@ -80,7 +80,7 @@ def train_fashion_classifier(
     run = start_run("classifier", out, config, epochs, len(train), config.stage.batch_size, place, resume)
     with initial_weights(config.seed):
         model = ResNet(config.model)
-    if run.finished:
+    if is_trained(run):
         load_model(model, out, place)
     else:
         pictures = train.scaled()

@@ -6,7 +6,7 @@ One network and one training for all; what differs is how noise is added, what i
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +16,7 @@ from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
-from miniai.base.images import grid, save_png, to_pil
+from miniai.base.images import save_png
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser, EDMObjective
 from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, guided
@@ -26,16 +26,15 @@ from miniai.diffusion.samplers import Denoiser
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
-from miniai.recipes.fashion import CONFIG, load_both, load_model, save_model, start_run
+from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, load_model, save_model, start_run
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.data import TensorDataset
 
-Kind = Literal["ddpm", "ddim-cosine", "edm", "conditional"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Kind = Literal["ddpm", "ddim-cosine", "edm", "conditional", "latent"]
+KINDS: tuple[Kind, ...] = ("ddpm", "ddim-cosine", "edm", "conditional")  # of pixels; `fashion_latent` has the other
 N_CLASSES = 10  # and class 10 stands for none
-PADDING = 2  # 28×28 becomes 32×32, which halves evenly
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
 
 
@@ -102,7 +101,7 @@ RECIPES: dict[Kind, FashionDiffusionConfig] = {
 
 
 class FashionObjective:
-    """The recipe's own objective for (pictures, classes); classes are dropped now and then, or not looked at."""
+    """The recipe's own objective for (pictures or latents, classes); classes are dropped now and then, or ignored."""
 
     def __init__(self, config: FashionDiffusionConfig) -> None:
         self.config = config
@@ -111,7 +110,7 @@ class FashionObjective:
             self.objective = EDMObjective(sigma_data=config.sigma_data)
 
     def __call__(
-        self, model: nn.Module, batch: tuple[Float[Tensor, "b 1 h w"], Int64[Tensor, " b"]], generator: torch.Generator
+        self, model: nn.Module, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], generator: torch.Generator
     ) -> Float[Tensor, ""]:
         images, labels = batch
         condition = None
@@ -141,7 +140,7 @@ def train_fashion_diffusion(
     train, _ = load_both(data)
     place = pick_device(device)
     run = start_run("diffusion", out, config, epochs, len(train), config.stage.batch_size, place, resume)
-    if run.finished:
+    if is_trained(run):
         return run
     with initial_weights(config.seed):
         model = init_unet(UNet2DModel(config.model))
@@ -164,7 +163,6 @@ def load_fashion_diffusion(folder: Path, device: torch.device) -> tuple[UNet2DMo
     return load_model(UNet2DModel(config.model), folder, device), config
 
 
-@torch.no_grad()
 def paint(
     model: UNet2DModel,
     config: FashionDiffusionConfig,
@@ -177,7 +175,26 @@ def paint(
     batch_size: int = 256,
 ) -> Float[Tensor, "n 1 h w"]:
     """A picture in [-1, 1] for each of `labels` (which only a network that knows classes looks at); picture i is drawn
-    from `seed + i`. None is what the recipe says. Runs in bfloat16 with float32 between the network's calls."""
+    from `seed + i`. None is what the recipe says."""
+    options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
+    return draw(model, config, labels, seed=seed, clip=1.0, batch_size=batch_size, **options).clamp(-1, 1)
+
+
+@torch.no_grad()
+def draw(
+    model: UNet2DModel,
+    config: FashionDiffusionConfig,
+    labels: Int64[Tensor, " n"],
+    *,
+    seed: int,
+    sampler: str | None,
+    n_steps: int | None,
+    guidance_scale: int | float | None,
+    clip: float | None,
+    batch_size: int,
+) -> Float[Tensor, "n c h w"]:
+    """What the network was trained on, pictures or latents, drawn anew; `clip` bounds it (None: nothing does).
+    Runs in bfloat16 with float32 between the network's calls."""
     method, steps = find_sampler(sampler or config.sampler), n_steps or config.n_steps
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     device, side = model.conv_in.weight.device, config.model.sample_size or 32
@@ -192,16 +209,17 @@ def paint(
     model.eval()
     for start in range(0, len(labels), batch_size):
         some = labels[start : start + batch_size].to(device)
-        generators, shape = image_generators(seed + start, len(some)), (len(some), 1, side, side)
+        generators = image_generators(seed + start, len(some))
+        shape = (len(some), config.model.in_channels, side, side)
         noise = randn(shape, generators).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            painted = sample(
+            drawn = sample(
                 *(method, denoiser_for(model, config, schedule, ladder, some, scale), ladder, noise),
                 noise=fresh_noise(shape, generators, noise),
-                clip=1.0,
+                clip=clip,
                 prediction_type=config.schedule.prediction_type,
             )
-        parts.append(painted.clamp(-1, 1).cpu())
+        parts.append(drawn.cpu())
     model.train(was_training)
     return torch.cat(parts)
 
@@ -223,8 +241,3 @@ def denoiser_for(
         return guided(denoiser, labels, torch.full_like(labels, N_CLASSES), float(scale))
     plain: Callable[..., Tensor] = denoiser
     return lambda x, sigma: plain(x, sigma, None)
-
-
-def as_sheet(images: Float[Tensor, "n 1 h w"], n_columns: int = 10) -> Any:
-    """Pictures beside one another, as a PIL image."""
-    return grid(to_pil(images.expand(-1, 3, -1, -1)), n_columns, gap=1)

@@ -1,0 +1,181 @@
+"""`miniai train fashion-latent`: clothes painted in the latents of an autoencoder trained here (Rombach et al. 2022).
+
+First a variational autoencoder puts each picture into 8×8×4 numbers, a quarter of its pixels; then a U-Net learns to
+take noise out of those, at a quarter of the multiply-adds of the recipes that paint pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from miniai.base.configs import config_from_dict
+from miniai.base.device import pick_device
+from miniai.base.files import read_json
+from miniai.base.images import save_png
+from miniai.base.weights import read_weights, write_weights
+from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
+from miniai.recipes.fashion import (
+    CONFIG,
+    PADDING,
+    as_sheet,
+    check_epochs,
+    is_trained,
+    load_both,
+    load_model,
+    save_model,
+    start_run,
+)
+from miniai.recipes.fashion_autoencoder import (
+    FashionAutoencoderConfig,
+    decoded,
+    encoded,
+    fit_autoencoder,
+    load_autoencoder,
+    small_autoencoder,
+)
+from miniai.recipes.fashion_diffusion import (
+    N_CLASSES,
+    RECIPES,
+    FashionDiffusionConfig,
+    FashionObjective,
+    draw,
+    load_fashion_diffusion,
+    paint,
+)
+from miniai.recipes.training import StageRun, initial_weights, run_stage
+from miniai.recipes.unet_stage import init_unet
+from miniai.train.data import TensorDataset
+
+AUTOENCODER, SCALE = "autoencoder", "latents.safetensors"
+Painter = Callable[..., Float[Tensor, "n 1 h w"]]
+
+
+def latent_unet() -> UNet2DConfig:
+    """7.6 M parameters for 8×8 latents; 0.20 G multiply-adds a picture."""
+    return UNet2DConfig(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(128, 192),
+        down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=32,
+        num_class_embeds=N_CLASSES + 1,
+    )
+
+
+@dataclass(frozen=True)
+class FashionLatentConfig:
+    """The whole recipe: the autoencoder, then the diffusion in its latents, of a class that one may ask for."""
+
+    autoencoder: FashionAutoencoderConfig = field(
+        default_factory=lambda: FashionAutoencoderConfig(small_autoencoder((16, 48, 96), 4), kl=2e-4)
+    )
+    diffusion: FashionDiffusionConfig = field(
+        default_factory=lambda: replace(RECIPES["conditional"], kind="latent", model=latent_unet())
+    )
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """Mean and deviation of each channel of the latents, which the U-Net sees at mean 0 and deviation 1."""
+
+    mean: Float[Tensor, " c"]
+    deviation: Float[Tensor, " c"]
+
+    @classmethod
+    def of(cls, latents: Float[Tensor, "n c h w"]) -> "LatentScale":
+        return cls(latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+
+    def standardised(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return (latents - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+    def restored(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return latents * self.deviation[:, None, None] + self.mean[:, None, None]
+
+
+def train_fashion_latent(
+    out: Path,
+    *,
+    data: Path | None = None,
+    epochs: int | float = 25,
+    autoencoder_epochs: int | float = 10,
+    resume: bool = False,
+    device: str = "auto",
+    config: FashionLatentConfig | None = None,
+) -> StageRun:
+    """Train both networks in `out`, the first in `out/autoencoder`: weights, config, log, loss curves, samples.
+
+    Raises UserError if the data is not there, or `out` is in use.
+    """
+    config = config or FashionLatentConfig()
+    check_epochs("--autoencoder-epochs", autoencoder_epochs)
+    train, test = load_both(data)
+    place = pick_device(device)
+    stage = config.diffusion.stage
+    run = start_run("latent", out, config, epochs, len(train), stage.batch_size, place, resume)
+    if is_trained(run):
+        return run
+    # Whether `out` may be gone on with is settled above, for both.
+    fit_autoencoder(out / AUTOENCODER, config.autoencoder, train, test, autoencoder_epochs, resume=True, device=place)
+    vae = load_autoencoder(out / AUTOENCODER, place)
+    latents = encoded(vae, train.scaled(PADDING), place)
+    scale = LatentScale.of(latents)
+    write_weights(out / SCALE, {"mean": scale.mean, "deviation": scale.deviation})
+    with initial_weights(config.diffusion.seed):
+        model = init_unet(UNet2DModel(config.diffusion.model))
+
+    def show(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(
+            path, as_sheet(paint_latent(model, vae, scale, config.diffusion, torch.arange(20) % N_CLASSES, seed=0))
+        )
+
+    items = TensorDataset((scale.standardised(latents), train.labels))
+    run_stage(run, stage, model, items, FashionObjective(config.diffusion), config.diffusion.seed, sample=show)
+    save_model(model, out)
+    return run
+
+
+def paint_latent(
+    model: UNet2DModel,
+    vae: AutoencoderKL,
+    scale: LatentScale,
+    config: FashionDiffusionConfig,
+    labels: Int64[Tensor, " n"],
+    *,
+    seed: int,
+    sampler: str | None = None,
+    n_steps: int | None = None,
+    guidance_scale: int | float | None = None,
+    batch_size: int = 256,
+) -> Float[Tensor, "n 1 h w"]:
+    """As `paint` does, by latents that are drawn and then decoded."""
+    options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
+    latents = draw(model, config, labels, seed=seed, clip=None, batch_size=batch_size, **options)
+    return decoded(vae, scale.restored(latents), next(vae.parameters()).device)
+
+
+def load_painter(folder: Path, device: torch.device) -> tuple[Painter, FashionDiffusionConfig]:
+    """Whatever a folder's training paints with, of pixels or of latents: call it as `paint`, from the labels on.
+
+    Raises UserError if the folder holds no finished training.
+    """
+    path = folder / CONFIG
+    values = read_json(path)
+    if AUTOENCODER not in values:
+        network, config = load_fashion_diffusion(folder, device)
+        return partial(paint, network, config), config
+    recipe = config_from_dict(FashionLatentConfig, values, str(path))
+    model = load_model(UNet2DModel(recipe.diffusion.model), folder, device)
+    scale = LatentScale(**read_weights(folder / SCALE))
+    vae = load_autoencoder(folder / AUTOENCODER, device)
+    return partial(paint_latent, model, vae, scale, recipe.diffusion), recipe.diffusion
