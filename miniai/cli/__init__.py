@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from miniai.base.errors import UserError, UserNotice
-from miniai.cli import data, evaluate, train
+from miniai.cli import data, evaluate, train, train_fashion  # noqa: F401 (the last adds commands to `train`)
 from miniai.cli.generate import generate
 
 app = typer.Typer(

@@ -1,0 +1,91 @@
+"""`miniai train`: more on Fashion-MNIST: an autoencoder, diffusion in its latents, and sweeps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miniai.base.errors import UserError
+from miniai.cli.options import Device, stage_stops, words
+from miniai.cli.train import FashionData, app
+
+Out = Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples, results.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")]
+
+
+@app.command("fashion-autoencoder")
+def fashion_autoencoder(
+    out: Out,
+    data: FashionData = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 10,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Put clothes into 64 numbers and paint them again, and print the error beside that of principal components."""
+    from miniai.recipes.fashion_autoencoder import train_fashion_autoencoder as train
+
+    with stage_stops():
+        results = train(out, data=data, epochs=epochs, resume=resume, device=device)
+    typer.echo(
+        f"{results['psnr']:.2f} dB on the test pictures, "
+        f"{results['psnr_of_components']:.2f} dB by {results['numbers']} principal components"
+    )
+
+
+@app.command("fashion-latent")
+def fashion_latent(
+    out: Out,
+    data: FashionData = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures of the U-Net.")] = 25,
+    autoencoder_epochs: Annotated[float, typer.Option(help="And, before that, of the autoencoder.")] = 10,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Paint clothes of a class in the latents of an autoencoder: first the one is trained, then the other."""
+    from miniai.recipes.fashion_latent import train_fashion_latent as train
+
+    with stage_stops():
+        train(out, data=data, epochs=epochs, autoencoder_epochs=autoencoder_epochs, resume=resume, device=device)
+    typer.echo(out)
+
+
+@app.command("sweep")
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder of the sweep: a table, plots, and a folder for each training.")],
+    data: FashionData = None,
+    batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "128",
+    learning_rates: Annotated[str, typer.Option(help="Separated by commas.")] = "0.001,0.01,0.1",
+    inits: Annotated[
+        str, typer.Option(help="First weights, separated by commas: torch, glorot, kaiming, lsuv.")
+    ] = "kaiming",
+    optimizers: Annotated[
+        str, typer.Option(help="Separated by commas: sgd, momentum, rmsprop, adam, adamw.")
+    ] = "momentum,adamw",
+    epochs: Annotated[float, typer.Option(help="Passes over the training pictures, of each training.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="At most so many training pictures.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order, the same for all.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Do what is left of the sweep in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a small network with every combination of what is listed, and print a table, the best first."""
+    from miniai.recipes.sweep import SweepConfig, run_sweep
+
+    config = SweepConfig(
+        batch_sizes=tuple(int(value) for value in _numbers("--batch-sizes", batch_sizes, whole=True)),
+        learning_rates=tuple(_numbers("--learning-rates", learning_rates)),
+        inits=tuple(words(inits)),
+        optimizers=tuple(words(optimizers)),
+        epochs=epochs,
+        limit=limit,
+        seed=seed,
+    )
+    with stage_stops():
+        typer.echo(run_sweep(out, config, data=data, resume=resume, device=device), nl=False)
+
+
+def _numbers(option: str, text: str, whole: bool = False) -> list[int | float]:
+    try:
+        return [int(word) if whole else float(word) for word in words(text)]
+    except ValueError as error:
+        kind = "whole numbers" if whole else "numbers"
+        raise UserError(f"{option} {text!r} is not possible: give {kind}, separated by commas") from error
