@@ -1,5 +1,7 @@
 """Floor 0: machine learning from nothing, on the standard library alone. Read the files in this order.
 
+Numbers: from lists to tensors.
+
 1. lists.py: a buffer cut into rows; matrices as lists of lists
 2. matrix.py: a matrix through Python's data model
 3. shapes.py: shapes, strides and broadcasting
@@ -14,6 +16,9 @@
 12. apl.py: APL's primitives beside PyTorch's
 13. norms.py: lengths, and the stable logarithm of a sum of exponentials
 14. statistics.py: mean, variance, covariance, correlation, histogram
+
+Learning: chance, derivatives, layers, data, until a network tells images apart.
+
 15. rng.py: random numbers from explicit state, a stream for each worker
 16. dual.py: derivatives by infinitesimals, and by finite differences
 17. layers.py: layers with the backward pass written by hand
@@ -30,6 +35,9 @@
 28. meanshift.py: clusters, without being told how many
 29. models.py: a linear classifier, an MLP, a small CNN
 30. train.py: the training loop
+
+Painting: the packaged model, from its files to a picture.
+
 31. safetensors.py: weights read from their file
 32. png.py: pictures written to theirs
 33. folder.py: a model's folder, its settings and weights

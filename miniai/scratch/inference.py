@@ -1,6 +1,6 @@
 """36. Layers of a trained network that only look forward: their weights stay, and nothing is kept for gradients.
 
-They compute what those of modules.py, convolution.py, normalisation.py and attention.py do, by way of the kernels. One
+They compute what those of modules.py, convolution.py, normalisation.py and attention.py do, by layer_kernels.py. One
 picture at a time, channels last: a feature map is (h, w, c) and tokens are (n, c), so that a map's positions are tokens
 as they stand, and a convolution's window is a few slices.
 """

@@ -84,7 +84,8 @@ def test_dimensions_are_added_stretched_and_taken_away() -> None:
     assert_same(ours(x).squeeze(0), x.squeeze(0))
 
 
-OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.lt, operator.ge, operator.eq]
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv]
+OPERATORS += [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne]
 
 
 @few
