@@ -84,6 +84,29 @@ def generate(
             show_default="the model's own",
         ),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Guide only between these noise levels (sigma), such as 0.3 and 5: faster, and another picture.",
+            show_default="everywhere",
+        ),
+    ] = None,
+    cache_interval: Annotated[
+        int, typer.Option(help="Steps that share the U-Net's deep features: above 1 is faster, and less exact.")
+    ] = 1,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the U-Net first (minutes): each step is then faster, above all on cuda."
+        ),
+    ] = False,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Decode large pictures in tiles: less memory, and faint differences.")
+    ] = False,
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", help="Decode the pictures one by one: less memory.")
+    ] = False,
 ) -> None:
     """Paint pictures of a prompt and print where they are.
 
@@ -114,6 +137,11 @@ def generate(
         long_prompts=long_prompts,
         vae=vae,
         tokenizer=tokenizer,
+        guidance_interval=guidance_interval,
+        cache_interval=cache_interval,
+        compiled=compiled,
+        vae_tiling=vae_tiling,
+        vae_slicing=vae_slicing,
     )
     generate_request.check_request(request)  # before torch is loaded, so that a slip is answered at once
     generate_request.choose_targets(request)

@@ -1,7 +1,7 @@
 """The variational autoencoder between pictures and latents (Kingma and Welling 2014; Rombach et al. 2022, section 3.1),
 with the names of Diffusers' AutoencoderKL."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D, norm_silu
+from miniai.nn.tiling import in_tiles
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
 NEUTRAL: dict[str, Any] = {
@@ -174,7 +175,13 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder. Pictures are in [-1, 1]; latents are NOT scaled by `config.scaling_factor` here."""
+    """Encoder and decoder. Pictures are in [-1, 1]; latents are NOT scaled by `config.scaling_factor` here.
+
+    To save memory, off by default and named as in Diffusers: slicing takes one picture at a time, and tiling takes a
+    picture larger than `config.sample_size` in tiles of that size.
+    """
+
+    TILE_OVERLAP = 0.25
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -184,17 +191,50 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
+        self.use_slicing = False
+        self.use_tiling = False
 
     def encode(self, images: Float[Tensor, "b c_in h w"]) -> DiagonalGaussian:
         """Pictures (b, c_in, h, w) to the distribution of their latents, (b, c, h / factor, w / factor)."""
-        moments = self.encoder(images)
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
+        moments = self._at_once(self._encode, images, self.config.sample_size, self._tile_latents)
         mean, log_variance = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, log_variance.clamp(-30.0, 20.0))
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h2 w2"]:
         """Latents, unscaled, to pictures in about [-1, 1]."""
-        if self.post_quant_conv is not None:
-            latents = self.post_quant_conv(latents)
-        return self.decoder(latents)
+        return self._at_once(self._decode, latents, self._tile_latents, self.config.sample_size)
+
+    def tiled_decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h2 w2"]:
+        """`decode` in tiles, of whatever size."""
+        return in_tiles(self._decode, latents, self._tile_latents, self.TILE_OVERLAP, self.config.sample_size)
+
+    def enable_slicing(self) -> None:
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
+
+    def enable_tiling(self) -> None:
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
+
+    @property
+    def _tile_latents(self) -> int:
+        return self.config.sample_size // self.config.factor
+
+    def _encode(self, images: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        moments = self.encoder(images)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h2 w2"]:
+        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
+
+    def _at_once(self, network: Callable[[Tensor], Tensor], x: Tensor, side: int, out_side: int) -> Tensor:
+        """`network` on as much of x at once as the two switches allow."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._at_once(network, one, side, out_side) for one in x.split(1)])
+        if self.use_tiling and max(x.shape[2:]) > side:
+            return in_tiles(network, x, side, self.TILE_OVERLAP, out_side)
+        return network(x)

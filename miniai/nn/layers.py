@@ -137,7 +137,8 @@ class ResnetBlock2D(nn.Module):
         h = self.conv1(norm_silu(self.norm1, x))
         if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        return plus(self.conv2, norm_silu(self.norm2, h), x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = norm_silu(self.norm2, h)
+        return plus(self.conv2, h, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Downsample2D(nn.Module):

@@ -41,6 +41,11 @@ def pack_weights(model: Module) -> Module:
     return model
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether any layer inside `model` is packed."""
+    return any(isinstance(layer, _Packed) for layer in model.modules())
+
+
 def unpack_weights(model: Module) -> Module:
     """Undo `pack_weights`, in place: the weights are parameters again."""
     layer: Any

@@ -162,14 +162,21 @@ class DownBlock2D(Block2D):
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The feature map, and the list of maps that the way up will want."""
-        skips = []
-        for i in range(len(self.resnets)):
-            x = self.step(i, x, time, context)
-            skips.append(x)
+        skips = self.first_layers(len(self.resnets), x, time, context)
+        x = skips[-1]
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
         return x, skips
+
+    def first_layers(
+        self, n: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+    ) -> list[Tensor]:
+        """The maps that the first `n` residual blocks, with their attention, put out."""
+        maps: list[Tensor] = []
+        for i in range(n):
+            maps.append(self.step(i, maps[-1] if maps else x, time, context))
+        return maps
 
 
 class UpBlock2D(Block2D):
@@ -196,9 +203,21 @@ class UpBlock2D(Block2D):
         size: tuple[int, int] | None,
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """`skips` are this level's maps, last first to be used; `size` is the next level's height and width."""
-        for i in range(len(self.resnets)):
-            x = self.step(i, torch.cat([x, skips[-1 - i]], dim=1), time, context)
+        x = self.layers(range(len(self.resnets)), x, skips, time, context)
         return x if self.upsamplers is None else self.upsamplers[0](x, size)
+
+    def layers(
+        self,
+        which: range,
+        x: Float[Tensor, "b c h w"],
+        skips: list[Tensor],
+        time: Float[Tensor, "b t"],
+        context: Float[Tensor, "b n d"] | None,
+    ) -> Float[Tensor, "b c2 h w"]:
+        """Some of the residual blocks, with their attention, one after the other."""
+        for i in which:
+            x = self.step(i, torch.cat([x, skips[len(self.resnets) - 1 - i]], dim=1), time, context)
+        return x
 
 
 class MidBlock2D(nn.Module):
@@ -220,6 +239,18 @@ class MidBlock2D(nn.Module):
         return self.resnets[1](x, time)
 
 
+@dataclass
+class DeepFeatures:
+    """What the deep layers made at one step, to be used again at the next (Ma et al. 2023, "DeepCache", section 3.3).
+
+    - branch: how many residual blocks of the first level on the way down are always computed; on the way up one more.
+    - features: what enters the first of those on the way up; None asks for all layers to be computed, and fills it.
+    """
+
+    branch: int = 0
+    features: Float[Tensor, "b c h w"] | None = None
+
+
 class UNet(nn.Module):
     """Down, through the middle and up again: what every U-Net here shares."""
 
@@ -236,10 +267,31 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     def run(
-        self, sample: Float[Tensor, "b c_in h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+        self,
+        sample: Float[Tensor, "b c_in h w"],
+        time: Float[Tensor, "b t"],
+        context: Float[Tensor, "b n d"] | None,
+        deep: DeepFeatures | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
         """`time` is the embedded timestep, with whatever else every block should know; `context` are text tokens."""
         x = self.conv_in(sample)
+        last = self.up_blocks[-1]
+        n_layers = len(last.resnets)
+        n_deep = n_layers if deep is None else n_layers - 1 - deep.branch
+        if deep is not None and deep.features is not None:
+            skips, x = [x, *self.down_blocks[0].first_layers(deep.branch, x, time, context)], deep.features
+        else:
+            x, skips = self.inner(x, time, context)
+            x = last.layers(range(n_deep), x, skips, time, context)
+            if deep is not None:
+                deep.features = x
+        x = last.layers(range(n_deep, n_layers), x, skips, time, context)
+        return self.conv_out(norm_silu(self.conv_norm_out, x))
+
+    def inner(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All blocks but the last: what comes up to that, and the maps that it gets beside."""
         levels: list[list[Tensor]] = []  # the maps each level up will consume
         below = [x]
         for block in self.down_blocks:
@@ -251,11 +303,10 @@ class UNet(nn.Module):
 
         x = self.mid_block(x, time, context)
 
-        for block in self.up_blocks:
+        for block in self.up_blocks[:-1]:
             skips = levels.pop()
-            size = (levels[-1][-1].shape[2], levels[-1][-1].shape[3]) if levels else None
-            x = block(x, skips, time, context, size)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+            x = block(x, skips, time, context, (levels[-1][-1].shape[2], levels[-1][-1].shape[3]))
+        return x, levels.pop()
 
 
 class UNet2DConditionModel(UNet):
@@ -270,6 +321,7 @@ class UNet2DConditionModel(UNet):
         sample: Float[Tensor, "b c_in h w"],
         timestep: Shaped[Tensor, " b"],
         encoder_hidden_states: Float[Tensor, "b n d"],
+        deep: DeepFeatures | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
         """`sample`: noisy latents; `timestep`: 0 to 999, may be fractional; `encoder_hidden_states`: text tokens."""
         embedded = sinusoidal_embedding(
@@ -278,4 +330,4 @@ class UNet2DConditionModel(UNet):
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
-        return self.run(sample, self.time_embedding(embedded.to(sample.dtype)), encoder_hidden_states)
+        return self.run(sample, self.time_embedding(embedded.to(sample.dtype)), encoder_hidden_states, deep)

@@ -69,12 +69,16 @@ def generate(request: GenerateRequest) -> Painted:
 
 def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -> StableDiffusionPipeline:
     """The model in a folder, in a single file, or of a hub id in the local cache."""
-    dtype = pick_dtype(request.dtype, device)
+    dtype, vae = pick_dtype(request.dtype, device), request.vae
     if model.is_file():
-        return StableDiffusionPipeline.from_single_file(
-            model, dtype, device, tokenizer=request.tokenizer, vae=request.vae
-        )
-    return StableDiffusionPipeline.from_pretrained(model, dtype, device, vae=request.vae)
+        pipe = StableDiffusionPipeline.from_single_file(model, dtype, device, tokenizer=request.tokenizer, vae=vae)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(model, dtype, device, vae=vae)
+    if request.vae_tiling:
+        pipe.enable_vae_tiling()
+    if request.vae_slicing:
+        pipe.enable_vae_slicing()
+    return pipe.compiled() if request.compiled else pipe
 
 
 def paint(
@@ -119,6 +123,8 @@ def paint(
                 eta=request.eta,
                 prompt_syntax=request.prompt_syntax,  # type: ignore[arg-type]
                 long_prompts=request.long_prompts,  # type: ignore[arg-type]
+                guidance_interval=request.guidance_interval,
+                cache_interval=request.cache_interval,
             )
             images += output.images
             with torch.no_grad():
@@ -143,6 +149,7 @@ def parameters_text(
         "Denoising strength": None
         if request.image is None
         else painted_share(request.strength, request.mask is not None),
+        "Cache interval": request.cache_interval if request.cache_interval > 1 else None,
         "Clip skip": None if request.clip_skip is None else request.clip_skip + 1,  # as that interface counts
     }
     lines = [request.prompt]

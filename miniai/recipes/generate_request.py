@@ -41,6 +41,10 @@ class GenerateRequest:
     - prompt_syntax: "plain", "a1111" or "comfyui", how weights such as (word:1.3) are read; long_prompts: "cut" or
       "chunks", what becomes of more tokens than the model's window.
     - clip_skip: how many of the text encoder's last layers are left out; None is what the model was trained with.
+    - guidance_interval: the noise levels, as sigma, between which guidance acts; cache_interval: how many steps share
+      the U-Net's deep features. Both make painting faster and the picture another.
+    - vae_tiling, vae_slicing: decode in tiles, and one picture at a time, which takes less memory.
+    - compiled: have torch.compile write the U-Net's kernels, which takes minutes and makes each step faster.
     """
 
     prompt: str
@@ -67,6 +71,11 @@ class GenerateRequest:
     long_prompts: str = "cut"
     vae: Path | None = None
     tokenizer: Path | None = None
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ def check_request(request: GenerateRequest) -> None:
         ("--guidance-rescale", request.guidance_rescale, 0, 1, ""),
         ("--clip-skip", request.clip_skip, 0, MAX_CLIP_SKIP, "layers"),
         ("--eta", request.eta, 0, 1, ""),
+        ("--cache-interval", request.cache_interval, 1, MAX_STEPS, "steps"),
     )
     for option, value, known in (
         ("--prompt-syntax", request.prompt_syntax, PROMPT_SYNTAXES),

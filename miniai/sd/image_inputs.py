@@ -18,6 +18,7 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.base.images import to_tensor
 from miniai.nn.autoencoder import AutoencoderKL, DiagonalGaussian
+from miniai.nn.packed import is_packed, pack_weights
 
 # One picture or several. Arrays are (h, w, 3) or (n, h, w, 3), tensors (3, h, w) or (n, 3, h, w), in [0, 1]; a tensor
 # with negative numbers is taken to be in [-1, 1].
@@ -114,7 +115,10 @@ def spread(n_given: int, n_images: int, n_each: int, what: str) -> list[int]:
 
 
 def encode_images(vae: AutoencoderKL, images: Float[Tensor, "n 3 h w"]) -> DiagonalGaussian:
-    """The distribution of the latents of pictures, float32, not yet scaled."""
+    """The distribution of the latents of pictures, float32, not yet scaled. The encoder of a packed autoencoder is
+    packed here: without pictures to start from it takes no memory."""
+    if is_packed(vae.decoder):
+        pack_weights(vae.encoder)
     weight = vae.encoder.conv_in.weight
     seen = vae.encode(images.to(weight.device, weight.dtype))
     return DiagonalGaussian(seen.mean.float(), seen.log_variance.float())

@@ -4,7 +4,7 @@ latents through the decoder (Rombach et al. 2022)."""
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.images import to_pil
+from miniai.base.memory import give_back_memory
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
@@ -20,14 +21,22 @@ from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
-from miniai.nn.packed import pack_weights
+from miniai.nn.packed import pack_weights, unpack_weights
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.sd.diffusers_names import DiffusersNames
+from miniai.sd.fast import ReusedDeepFeatures
 from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, convert
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
-from miniai.sd.request_checks import check_shares, check_tensor_names, guidance_strength, spread_generators
+from miniai.sd.request_checks import (
+    check_shares,
+    check_tensor_names,
+    guidance_strength,
+    noise_interval,
+    spread_generators,
+)
 from miniai.sd.safety import SafetyFlags, read_safety_checker
 from miniai.sd.single_file import read_single_file, read_vae
 from miniai.sd.start import make_start
@@ -37,14 +46,7 @@ from miniai.sd.tokenizer import CLIPTokenizer
 StepCallback = Callable[["StableDiffusionPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
-@dataclass(frozen=True)
-class SchedulerFile:
-    """What Diffusers' scheduler classes ask of another: `EulerDiscreteScheduler.from_config(pipe.scheduler.config)`."""
-
-    config: dict[str, Any]
-
-
-class StableDiffusionPipeline:
+class StableDiffusionPipeline(DiffusersNames):
     """The parts of a Stable Diffusion model, and the call that paints with them.
 
     `scheduler_config` is the content of scheduler_config.json: the noise schedule that the U-Net was trained on, what
@@ -124,11 +126,22 @@ class StableDiffusionPipeline:
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
 
     def packed(self) -> "StableDiffusionPipeline":
-        """On the CPU in bfloat16, lay out U-Net and autoencoder as its kernels read them (benchmarks/sd_speed.py), in
-        place; elsewhere nothing is done. `unpack_weights` makes them learn again."""
+        """Lay out weights in half precision as the device's kernels read them, in place: on a GPU channels last; on the
+        CPU, in bfloat16, those of U-Net and decoder packed (benchmarks/sd_speed.py), until `unpack_weights`."""
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            for module in (self.unet, self.vae):
+            for module in (self.unet, self.vae.decoder):
                 pack_weights(module)
+        elif self.device.type == "cuda" and self.dtype != torch.float32:
+            for module in (self.unet, self.vae):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def compiled(self) -> "StableDiffusionPipeline":
+        """Have torch.compile write the U-Net's kernels at its first call for each size (minutes; on a CPU this needs a
+        C++ compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
+        unpack_weights(self.unet)
+        on_gpu = self.device.type == "cuda"
+        self.unet.compile(**({"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}))
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: Literal[True] = True) -> None:
@@ -142,20 +155,6 @@ class StableDiffusionPipeline:
             for target in device_or_dtype:
                 module.to(target)
         return self
-
-    @property
-    def scheduler(self) -> SchedulerFile:
-        """For programs written for Diffusers: they may put one of its schedulers here, which then names the sampler."""
-        return SchedulerFile(self.scheduler_config)
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Any) -> None:
-        config = dict(scheduler.config)
-        named = isinstance(scheduler, SchedulerFile)
-        self.scheduler_config = config if named else config | {"_class_name": type(scheduler).__name__}
-
-    def set_progress_bar_config(self, **options: Any) -> None:
-        """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""
 
     @property
     def device(self) -> torch.device:
@@ -191,6 +190,9 @@ class StableDiffusionPipeline:
         clip_skip: int | None = None,
         prompt_syntax: PromptSyntax = "plain",
         long_prompts: LongPrompts = "cut",
+        guidance_interval: tuple[int | float, int | float] | None = None,
+        cache_interval: int = 1,
+        cache_branch_id: int = 0,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionOutput:
         """Paint `num_images_per_prompt` pictures of each prompt.
@@ -210,6 +212,10 @@ class StableDiffusionPipeline:
         - mask_image: white where something new is painted, black where the picture stays; as large as `image`.
         - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
         - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
+        - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; elsewhere a step takes
+          half the time. None is everywhere. See `guided`.
+        - cache_interval, cache_branch_id: how many steps in a row share the U-Net's deep features, which is faster and
+          less exact, and how many layers are not deep. See `ReusedDeepFeatures`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and raise `StopSampling` to end early.
 
         Raises UserError for a request that cannot be met.
@@ -217,6 +223,8 @@ class StableDiffusionPipeline:
         # 1. The text, as one vector per token: for each picture what it should be, and what it should not
         scale = guidance_strength(guidance_scale)
         check_shares(guidance_rescale=guidance_rescale, eta=eta)
+        interval = noise_interval(guidance_interval)
+        network = self.unet if cache_interval == 1 else ReusedDeepFeatures(self.unet, cache_interval, cache_branch_id)
         check_tensor_names(callback_on_step_end_tensor_inputs)
         reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
         texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
@@ -244,8 +252,9 @@ class StableDiffusionPipeline:
 
         # 5. A denoiser from the U-Net; from that one that follows the prompt, and leaves alone what is to stay
         kind = schedule.config.prediction_type
-        denoiser = NetworkDenoiser(start.network(self.unet), schedule, ladder, self.dtype)
-        prompted = guided(denoiser, condition, unconditional, scale, rescale=guidance_rescale, rescale_as=kind)
+        denoiser = NetworkDenoiser(start.network(network), schedule, ladder, self.dtype)
+        guidance: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
+        prompted = guided(denoiser, condition, unconditional, scale, **guidance)
         after_step = self.step_callback(callback_on_step_end, method, ladder)
         if start.region:
             prompted, after_step = start.region.denoiser(prompted, ladder), start.region.callback(after_step, ladder)
@@ -265,6 +274,7 @@ class StableDiffusionPipeline:
         # 7. Latents become pictures
         if output_type == "latent":
             return StableDiffusionOutput(painted)
+        give_back_memory()
         images = self.decode(painted)
         flags = None if self.safety_flags is None else self.safety_flags(to_pil(images))
         return StableDiffusionOutput(convert(images, output_type), flags)

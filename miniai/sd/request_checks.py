@@ -22,6 +22,15 @@ def check_shares(**shares: int | float) -> None:
             raise UserError(f"{name} {share} is not possible: give a number from 0 to 1")
 
 
+def noise_interval(interval: Sequence[int | float] | None) -> tuple[float, float]:
+    """The (low, high) noise levels between which guidance acts, as `guided` takes them; None is everywhere."""
+    if interval is None:
+        return 0.0, math.inf
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise UserError(f"guidance_interval {interval} is not possible: give two noise levels, such as 0.3 and 5")
+    return float(interval[0]), float(interval[1])
+
+
 def check_tensor_names(names: Sequence[str]) -> None:
     """Diffusers' callbacks list the tensors they want; these here always get the same two."""
     if not set(names) <= {"latents", "denoised"}:

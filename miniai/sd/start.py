@@ -31,7 +31,7 @@ class Start:
     region: KnownRegion | None = None
     beside: Float[Tensor, "b k h w"] | None = None
 
-    def network(self, unet: UNet2DConditionModel) -> Network:
+    def network(self, unet: Network) -> Network:
         """The U-Net, given what it reads beside the latents, in as many copies as guidance makes of them."""
         beside = self.beside
         if beside is None:
