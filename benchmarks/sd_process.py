@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="a model folder, instead of a fresh one that is deleted again")
     parser.add_argument("--only", choices=["memory", "start"], help="one of the two tables")
     options = parser.parse_args(arguments)
-    print(f"{machine()}, torch {torch.__version__}, bfloat16, 512×512\n")
+    print(f"{machine()}, bfloat16, 512×512\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or write_model(Path(scratch) / "model")
         if options.only != "start":

@@ -1,107 +1,224 @@
-"""Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside Diffusers, in turn.
+"""Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside its peers, in turn.
 
-    python benchmarks/sd_speed.py [--compiled] [--repeats 5]
+    python benchmarks/sd_speed.py [--repeats 5] [--compiled] [--openvino] [--fast] [--device cuda]
 
 A step is one call of the U-Net on two pictures, as guidance needs; a decode is the VAE's, of one picture. The error is
-that of the output against Diffusers' in float32, root mean square over the root mean square of the output.
+that of the output against Diffusers' in float32, root mean square over the root mean square of the output. Memory and
+the time to start are measured by benchmarks/sd_process.py.
 """
 
 import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miniai.base.configs import config_to_dict
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
+from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.packed import pack_weights
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
 from miniai.recipes.model_card import machine
 from miniai.recipes.training import initial_weights
+from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.tokenizer import CLIPTokenizer
 
-UNET, VAE = UNetConfig(), VAEConfig()  # Stable Diffusion 1.5's
+Rows = dict[str, Callable[[], Tensor]]
+EXACT, PEER = "Diffusers, float32", "Diffusers, bfloat16"
+SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "steps_offset": 1}
+N_STEPS = 20
+FAST_MODES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "deep features of 3 steps": {"cache_interval": 3},
+    "guidance between sigma 0.3 and 5": {"guidance_interval": (0.3, 5.0)},
+    "both": {"cache_interval": 3, "guidance_interval": (0.3, 5.0)},
+}
 
 
-def main() -> None:
+class Step(nn.Module):
+    """A U-Net, ours or another, as tensors to a tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        out = self.network(latents, timestep, text)
+        return out if isinstance(out, Tensor) else out.sample
+
+
+class Decode(nn.Module):
+    """The same for an autoencoder's decoder."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents: Tensor) -> Tensor:
+        out = self.network.decode(latents)
+        return out if isinstance(out, Tensor) else out.sample
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is timed: a network of Diffusers and its counterpart here."""
+
+    name: str
+    call: Callable[[nn.Module], nn.Module]
+    theirs: Any
+    ours: Any
+    config: Any
+    inputs: tuple[Tensor, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each, in turn")
-    parser.add_argument("--compiled", action="store_true", help="Diffusers compiled, too (minutes)")
-    arguments = parser.parse_args()
-    print(f"{machine()}; {torch.get_num_threads()} threads, diffusers {diffusers.__version__}\n")
+    parser.add_argument("--compiled", action="store_true", help="compiled networks, too (minutes)")
+    parser.add_argument("--openvino", action="store_true", help="OpenVINO, too (pip install openvino)")
+    parser.add_argument("--fast", action="store_true", help="only the fast modes, over 20 steps")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(os.cpu_count() or 1)
+    diffusers.utils.logging.set_verbosity_error()
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(f"{machine()}; {where}, diffusers {diffusers.__version__}\n")
+    with torch.inference_mode():
+        if options.fast:
+            compare(
+                f"{N_STEPS} steps", fast_modes(options.device), max(1, options.repeats // 3), "as it is", "as it is"
+            )
+            return
+        for task in tasks():
+            with initial_weights(0):
+                rows = networks(task, options)
+            compare(task.name, rows, options.repeats, EXACT, PEER)
+            del rows
+
+
+def tasks() -> list[Task]:
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn(2, 4, 64, 64, generator=generator), torch.randn(2, 77, 768, generator=generator)
-    with torch.inference_mode():
-        with initial_weights(0):
-            steps = unets(latents, text, arguments.compiled)
-        report("guided step", steps, arguments.repeats)
-        del steps
-        with initial_weights(0):
-            decodes = decoders(latents[:1])
-        report("decode", decodes, arguments.repeats)
+    step = (latents, torch.tensor([500, 500]), text)
+    unets, vaes = (diffusers.UNet2DConditionModel, UNet2DConditionModel), (diffusers.AutoencoderKL, AutoencoderKL)
+    return [
+        Task("guided step", Step, *unets, UNetConfig(), step),
+        Task("decode", Decode, *vaes, VAEConfig(), (latents[:1],)),
+    ]
 
 
-def unets(latents: Tensor, text: Tensor, compiled: bool) -> dict[str, Callable[[], Tensor]]:
-    """Each a U-Net with the same weights, ready to be called."""
-    reference: Any = diffusers.UNet2DConditionModel(**config_to_dict(UNET)).eval()
-    theirs = diffusers.UNet2DConditionModel(**config_to_dict(UNET)).to(torch.bfloat16).eval()
-    theirs.load_state_dict(reference.state_dict())
-    ours = UNet2DConditionModel(UNET).to(torch.bfloat16).eval()
-    ours.load_state_dict(reference.state_dict())
-    pack_weights(ours.to(memory_format=torch.channels_last))
-    t, half = torch.tensor([500.0, 500.0]), torch.bfloat16
-    nhwc = latents.contiguous(memory_format=torch.channels_last)
-    rows: dict[str, Callable[[], Tensor]] = {
-        "Diffusers, float32": lambda: reference(latents, t, text).sample,
-        "Diffusers, bfloat16": lambda: theirs(latents.to(half), t, text.to(half)).sample,
-        "miniai, bfloat16": lambda: ours(nhwc.to(half), t, text.to(half)),
-    }
-    if compiled:
-        fast = torch.compile(theirs)
-        rows["Diffusers, bfloat16, compiled"] = lambda: fast(latents.to(half), t, text.to(half)).sample
+def networks(task: Task, options: argparse.Namespace) -> Rows:
+    """Each row a network with the same weights, ready to be called."""
+    device = torch.device(options.device)
+    reference = task.theirs(**config_to_dict(task.config)).eval()
+    state = reference.state_dict()
+    rows: Rows = {}
+
+    def add(name: str, network: nn.Module, dtype: torch.dtype, layout: torch.memory_format, **compiler: Any) -> None:
+        run = task.call(network.to(device, dtype).to(memory_format=layout))  # type: ignore[call-overload]
+        if compiler:
+            name, run = f"{name}, compiled", torch.compile(run, **compiler)
+        inputs = [x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in task.inputs]
+        inputs = [x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in inputs]
+        rows[name] = lambda: run(*inputs)
+
+    def theirs(dtype: torch.dtype) -> nn.Module:
+        network = task.theirs(**config_to_dict(task.config)).to(dtype).eval()
+        network.load_state_dict(state)
+        return network
+
+    def ours(dtype: torch.dtype) -> nn.Module:
+        network = task.ours(task.config).to(dtype).eval()
+        network.load_state_dict(state)
+        return network
+
+    plain, nhwc = torch.contiguous_format, torch.channels_last
+    graphs = {"mode": "reduce-overhead"} if device.type == "cuda" else {"mode": "default"}
+    add(EXACT, reference, torch.float32, plain)
+    if options.compiled:
+        add(EXACT, reference, torch.float32, plain, **graphs)
+    for dtype in (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.bfloat16,):
+        name = str(dtype).removeprefix("torch.")
+        add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
+        network = ours(dtype)
+        add(f"miniai, {name}", pack_weights(network) if device.type == "cpu" else network, dtype, nhwc)
+        if options.compiled:
+            add(f"Diffusers, {name}", theirs(dtype), dtype, nhwc if device.type == "cuda" else plain, **graphs)
+            add(f"miniai, {name}", ours(dtype), dtype, nhwc, **graphs)
+    if options.openvino:
+        rows["OpenVINO, bfloat16"] = with_openvino(task, task.call(reference))
     return rows
 
 
-def decoders(latents: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The same for the VAE's decoder."""
-    reference: Any = diffusers.AutoencoderKL(**config_to_dict(VAE)).eval()
-    theirs = diffusers.AutoencoderKL(**config_to_dict(VAE)).to(torch.bfloat16).eval()
-    theirs.load_state_dict(reference.state_dict())
-    ours = AutoencoderKL(VAE).to(torch.bfloat16).eval()
-    ours.load_state_dict(reference.state_dict())
-    pack_weights(ours.to(memory_format=torch.channels_last))
-    half, nhwc = torch.bfloat16, latents.contiguous(memory_format=torch.channels_last)
-    return {
-        "Diffusers, float32": lambda: reference.decode(latents).sample,
-        "Diffusers, bfloat16": lambda: theirs.decode(latents.to(half)).sample,
-        "miniai, bfloat16": lambda: ours.decode(nhwc.to(half)),
-    }
+def with_openvino(task: Task, network: nn.Module) -> Callable[[], Tensor]:
+    """The network converted to OpenVINO, which computes it in bfloat16 on the CPU."""
+    import openvino
+
+    model = openvino.convert_model(network, example_input=task.inputs)
+    model.reshape({port: list(x.shape) for port, x in zip(model.inputs, task.inputs, strict=True)})
+    hints = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.compile_model(model, "CPU", hints)
+    inputs = [x.contiguous().numpy() for x in task.inputs]
+    return lambda: torch.from_numpy(compiled(inputs)[0])
 
 
-def report(what: str, rows: dict[str, Callable[[], Tensor]], repeats: int) -> None:
+def fast_modes(device: str) -> Rows:
+    """A whole painting in latents: as it is, and in each fast mode."""
+    dtype = torch.bfloat16
+    with initial_weights(0):
+        text_encoder = CLIPTextModel(CLIPTextConfig(num_hidden_layers=1))
+        small = AutoencoderKL(VAEConfig(block_out_channels=(32,) * 4))  # nothing is decoded
+        unet = UNet2DConditionModel(UNetConfig())
+    tokenizer = CLIPTokenizer.train(["a cat"], 600, 77)
+    pipe = StableDiffusionPipeline(tokenizer, text_encoder.eval(), unet.eval(), small.eval(), SCHEDULER)
+    pipe.to(device, dtype)
+    pipe.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pipe.packed()
+    embeds = torch.randn(2, 77, 768, generator=torch.Generator().manual_seed(1))
+
+    def painting(options: dict[str, Any]) -> Callable[[], Tensor]:
+        return lambda: (
+            pipe(
+                prompt_embeds=embeds[:1],
+                negative_prompt_embeds=embeds[1:],
+                num_inference_steps=N_STEPS,
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+                **options,
+            ).images
+        )
+
+    return {name: painting(options) for name, options in FAST_MODES.items()}
+
+
+def compare(what: str, rows: Rows, repeats: int, exact_name: str, peer: str) -> None:
     """Time each in turn and print a table; the first call of each is not timed."""
-    outputs = {name: call().float() for name, call in rows.items()}
-    exact = outputs["Diffusers, float32"]
+
+    def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        start = time.perf_counter()
+        out = call().float().cpu()  # to the CPU: only then is a GPU done
+        return time.perf_counter() - start, out
+
+    outputs = {name: timed(call)[1] for name, call in rows.items()}
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats):
         for name, call in rows.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(call)[0])
     medians = {name: statistics.median(runs) for name, runs in times.items()}
-    peer = medians["Diffusers, bfloat16"]
-    print(f"| {what} | seconds, median of {repeats} | of Diffusers' bfloat16 time | error |")
+    exact = outputs[exact_name]
+    print(f"| {what} | seconds, median of {repeats} | of the time of {peer} | error |")
     print("| --- | ---: | ---: | ---: |")
     for name, median in medians.items():
         error = float((outputs[name] - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-        print(f"| {name} | {median:.2f} | {median / peer:.2f} | {error:.4f} |")
+        print(f"| {name} | {median:.3f} | {median / medians[peer]:.2f} | {error:.4f} |")
     print(flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count() or 1)
     main()
