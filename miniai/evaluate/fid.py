@@ -74,7 +74,24 @@ def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
             UserNotice,
             stacklevel=2,
         )
+    if max(len(a), len(b)) < a.shape[1]:
+        return _distance_of_few(a, b)
     return frechet_distance(moments(a), moments(b))
+
+
+def _distance_of_few(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+    """`frechet_distance` of fewer pictures than features, without a matrix of all features.
+
+    With C1 = A^T A and C2 = B^T B for the centred rows A and B, the eigenvalues of C1 C2 are those of (A B^T)(A B^T)^T,
+    so the trace of the root is the sum of the singular values of A B^T, which is n by m.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance needs at least two pictures, not {min(len(a), len(b))}")
+    rows_a, rows_b = _checked(a), _checked(b)
+    mean_a, mean_b = rows_a.mean(dim=0), rows_b.mean(dim=0)
+    left, right = (rows_a - mean_a) / (len(a) - 1) ** 0.5, (rows_b - mean_b) / (len(b) - 1) ** 0.5
+    spread = left.square().sum() + right.square().sum() - 2 * torch.linalg.svdvals(left @ right.T).sum()
+    return max(0.0, float((mean_a - mean_b).square().sum() + spread))
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,12 @@ def test_fid_of_a_set_with_itself_is_zero_and_of_a_shifted_one_the_shift_squared
 
 
 @pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")
-def test_fid_with_fewer_pictures_than_features_is_finite() -> None:
-    a, b = _features(10, 64, 5), _features(12, 64, 6)
-    assert 0 < fid(a, b) < float("inf")
+def test_fid_with_fewer_pictures_than_features_is_the_distance_of_their_moments() -> None:
+    a, b = _features(10, 64, 5), _features(12, 64, 6, shift=0.3)
+    assert fid(a, b) == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-7)
+    assert fid(a, a.flip(0)) < 1e-9
+    with pytest.raises(ValueError, match="at least two pictures, not 1"):
+        fid(a[:1], b)
 
 
 def test_fid_warns_exactly_below_2048_pictures() -> None:
