@@ -137,6 +137,39 @@ def fashion(
         typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")
 
 
+@app.command("folders")
+def folders(
+    a: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, of any size.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="OTHER", help="Others.", show_default=False)],
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inception's weights for FID: pt_inception-2015-12-05-6726825d.pth.",
+            show_default="where pytorch-fid or torch-fidelity has left them",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps features.", show_default="the user's cache folder")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of KID's subsets.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure how far apart the pictures in two folders are: FID and KID, as they are published."""
+    from miniai.base.device import pick_device
+    from miniai.evaluate.inception import load_inception
+    from miniai.recipes.compare_folders import compare_folders, default_cache, pictures_below
+
+    for folder in (a, b):
+        pictures_below(folder)  # before the network is loaded
+    network = load_inception(inception).to(pick_device(device))
+    found = compare_folders(a, b, network, cache=cache or default_cache(), seed=seed)
+    typer.echo(f"FID {found['fid']:.3f} of {found['n_a']:,} and {found['n_b']:,} pictures")
+    typer.echo(
+        f"KID {found['kid_mean']:.5f}, deviation {found['kid_deviation']:.5f} "
+        f"among {found['kid_n_subsets']} subsets of {found['kid_subset_size']}"
+    )
+
+
 def _lines(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

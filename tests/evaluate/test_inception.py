@@ -1,5 +1,6 @@
 """The network of FID: its published shapes and numbers of parameters, and its weights read from a file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.weights import write_weights
+from miniai.cli import run
 from miniai.evaluate.fid import moments
 from miniai.evaluate.inception import BLOCKS, FILES, InceptionV3, load_inception, resized_as_in_2015
 from miniai.evaluate.perceptual import features_in_batches, layer_outputs
@@ -94,6 +97,23 @@ def test_features_are_read_from_files_with_and_without_counts_of_batches(
     levels = ((pictures + 1) * 127.5).round() / 127.5 - 1  # what a file would have of them
     assert torch.equal(features_in_batches(network, levels), features)
     assert moments(features).mean.shape == (2048,)
+
+
+def test_the_command_line_measures_two_folders_with_it(
+    weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(weights, tmp_path / "inception.pth")
+    for name, brightest in (("dark", 90), ("light", 256)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            levels = np.random.default_rng(i).integers(0, brightest, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(levels).save(tmp_path / name / f"{i}.png")
+    folders, options = [str(tmp_path / "dark"), str(tmp_path / "light")], ["--cache", str(tmp_path / "cache")]
+    assert run(["evaluate", "folders", *folders, *options, "--inception", str(tmp_path / "inception.pth")]) == 0
+    output = capsys.readouterr()
+    assert re.fullmatch(r"FID \d+\.\d{3} of 4 and 4 pictures\nKID .* among 100 subsets of 2\n", output.out)
+    assert "FID of 4 pictures is biased upward" in output.err
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_fork_and_the_poolings_are_their_definitions() -> None:
