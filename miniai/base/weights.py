@@ -245,17 +245,18 @@ def without_memory() -> Iterator[None]:
 
 
 def give_weights(
-    module: nn.Module, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
+    module: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Fill a module built `without_memory`: tensors that need no conversion become its own without a copy.
 
-    `dtype` is that of its fractions; whole numbers stay. Raises UserError as `check_weights` does.
+    `dtype` is that of its fractions; whole numbers stay. `tensors` is used up: each leaves it when it is converted, so
+    that only one at a time is there in two forms. Raises UserError as `check_weights` does, before that.
     """
     check_weights(module, tensors, where)
-    values = {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in tensors.items()
-    }
+    values: dict[str, Tensor] = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        values[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
     module.load_state_dict(values, strict=True, assign=True)
 
 

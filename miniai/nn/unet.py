@@ -275,11 +275,11 @@ class UNet(nn.Module):
     ) -> Float[Tensor, "b c_out h w"]:
         """`time` is the embedded timestep, with whatever else every block should know; `context` are text tokens."""
         x = self.conv_in(sample)
-        last = self.up_blocks[-1]
+        first, last = self._outer_blocks
         n_layers = len(last.resnets)
         n_deep = n_layers if deep is None else n_layers - 1 - deep.branch
         if deep is not None and deep.features is not None:
-            skips, x = [x, *self.down_blocks[0].first_layers(deep.branch, x, time, context)], deep.features
+            skips, x = [x, *first.first_layers(deep.branch, x, time, context)], deep.features
         else:
             x, skips = self.inner(x, time, context)
             x = last.layers(range(n_deep), x, skips, time, context)
@@ -287,6 +287,12 @@ class UNet(nn.Module):
                 deep.features = x
         x = last.layers(range(n_deep, n_layers), x, skips, time, context)
         return self.conv_out(norm_silu(self.conv_norm_out, x))
+
+    @property
+    def _outer_blocks(self) -> "tuple[DownBlock2D, UpBlock2D]":
+        first: Any = self.down_blocks[0]
+        last: Any = self.up_blocks[-1]
+        return first, last
 
     def inner(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None

@@ -82,9 +82,8 @@ def read_folder(
 
     def read_module(weights: str, build: Callable[[dict[str, Any], str], Module], rename: Names = dict) -> Module:
         part, stem = folder / Path(weights).parent, Path(weights).stem
-        return _fill(
-            _build(part / "config.json", build), read_part(part, stem, variant, safetensors_only), rename, dtype, device
-        )
+        module = _build(part / "config.json", build)
+        return _fill(module, lambda: read_part(part, stem, variant, safetensors_only), rename, dtype, device)
 
     components = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -102,7 +101,7 @@ def read_folder(
 def read_vae_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
     """An autoencoder alone, from the folder with its config.json."""
     module = _build(folder / "config.json", lambda *c: AutoencoderKL(VAEConfig.from_dict(*c)))
-    return _fill(module, read_part(folder, Path(VAE_WEIGHTS).stem, None, False), vae_names, dtype, device)
+    return _fill(module, lambda: read_part(folder, Path(VAE_WEIGHTS).stem, None, False), vae_names, dtype, device)
 
 
 def write_folder(folder: str | os.PathLike[str], components: Components) -> None:
@@ -161,10 +160,16 @@ def _build(config_path: Path, build: Callable[[dict[str, Any], str], Module]) ->
 
 
 def _fill(
-    module: Module, found: tuple[dict[str, Tensor], str], rename: Names, dtype: torch.dtype, device: torch.device
+    module: Module,
+    read: Callable[[], tuple[dict[str, Tensor], str]],
+    rename: Names,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Module:
-    tensors, where = found
-    give_weights(module, rename(tensors), where, dtype, device)
+    """`read` and not what it returns: nobody else then holds a tensor that is converted."""
+    tensors, where = read()
+    tensors = rename(tensors)
+    give_weights(module, tensors, where, dtype, device)
     return module.eval()
 
 

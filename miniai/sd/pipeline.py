@@ -132,8 +132,8 @@ class StableDiffusionPipeline(DiffusersNames):
             for module in (self.unet, self.vae.decoder):
                 pack_weights(module)
         elif self.device.type == "cuda" and self.dtype != torch.float32:
-            for module in (self.unet, self.vae):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in (self.unet, self.vae):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def compiled(self) -> "StableDiffusionPipeline":

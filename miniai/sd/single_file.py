@@ -81,8 +81,9 @@ def read_single_file(
     notes = read_metadata(path) if path.suffix == ".safetensors" else {}
     kind = prediction_type or predicts(unet, is_2, tensors, notes)
     sample_size = 96 if is_2 and kind == "v_prediction" else 64
+    tensors = under(VAE, tensors)  # whatever else there is goes, and each of the others when it is converted
 
-    def make(build: Callable[[], Module], given: Mapping[str, Tensor]) -> Module:
+    def make(build: Callable[[], Module], given: dict[str, Tensor]) -> Module:
         return _build(build, given, where, dtype, device)
 
     components = Components(
@@ -138,14 +139,13 @@ def _cached_tokenizer() -> Path:
 
 def _choose_vae(
     vae: AutoencoderKL | str | os.PathLike[str] | None,
-    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     where: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> AutoencoderKL:
     if vae is not None:
         return vae.to(device, dtype).eval() if isinstance(vae, AutoencoderKL) else read_vae(vae, dtype, device)
-    own = under(VAE, tensors)
     if not own:
         raise UserError(f"{where} has no autoencoder ({VAE}...): give one, vae=FILE or FOLDER")
     return _vae_from(own, where, dtype, device)
@@ -157,7 +157,7 @@ def _vae_from(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, dev
 
 
 def _build(
-    build: Callable[[], Module], tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
+    build: Callable[[], Module], tensors: dict[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
 ) -> Module:
     """A module of the deduced shape, filled. Shapes that fit no network at all are the file's fault."""
     try:

@@ -277,7 +277,9 @@ def test_a_module_without_memory_is_checked_and_filled_like_any_other() -> None:
         give_weights(
             target, {k: v for k, v in source.state_dict().items() if k != "0.bias"}, "u.safetensors", torch.float16, cpu
         )
-    give_weights(target, source.state_dict(), "u.safetensors", torch.float16, cpu)
+    given = source.state_dict()
+    give_weights(target, given, "u.safetensors", torch.float16, cpu)
+    assert not given  # used up, so that no tensor stays in two forms
     for name, value in target.state_dict().items():
         assert value.dtype is (torch.int64 if name.endswith("num_batches_tracked") else torch.float16)
         assert torch.equal(value, source.state_dict()[name].to(value.dtype))
