@@ -31,14 +31,14 @@ def compare_folders(
     Raises UserError for a folder with fewer than four pictures, or with one that cannot be read.
     """
     of_network = fingerprint(network)
-    both = [folder_features(folder, network, of_network, cache, batch_size) for folder in (a, b)]
+    of_a, of_b = (folder_features(folder, network, of_network, cache, batch_size) for folder in (a, b))
     return {
         "a": str(a),
         "b": str(b),
-        "n_a": len(both[0]),
-        "n_b": len(both[1]),
-        "fid": fid(*both),
-        **{f"kid_{name}": value for name, value in asdict(kid(*both, seed=seed)).items()},
+        "n_a": len(of_a),
+        "n_b": len(of_b),
+        "fid": fid(of_a, of_b),
+        **{f"kid_{name}": value for name, value in asdict(kid(of_a, of_b, seed=seed)).items()},
     }
 
 
