@@ -211,7 +211,8 @@ def _with_combinations(
     concepts: Sequence[Concept], icons: Mapping[str, Mapping[str, Icon]]
 ) -> tuple[list[Concept], dict[str, dict[str, Icon]]]:
     """The concepts and each style's icons, with the pairs that the style can draw without a held-out drawing."""
-    new, all_icons = {}, {}
+    new: dict[str, Concept] = {}
+    all_icons: dict[str, dict[str, Icon]] = {}
     for style, of_style in icons.items():
         free = {code: icon for code, icon in of_style.items() if not is_held_out(code, style)}
         made, drawn = combinations(concepts, free)

@@ -115,14 +115,18 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 def drawn_box(icon: Icon, size: int = 64) -> Box:
     """Where the drawing is within the icon's view box, in the icon's units; the whole view box if nothing is drawn."""
     with Image.open(io.BytesIO(render(icon, size))) as image:
-        seen = (np.asarray(image) < WHITE).any(axis=2)
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-    if not len(rows):
+        darkest = np.asarray(image).min(axis=2)
+    bounds = Image.fromarray(darkest < WHITE).getbbox()
+    if bounds is None:
         return icon.left, icon.top, icon.width, icon.height
-    unit = max(icon.width, icon.height) / size
-    left = icon.left - (max(icon.width, icon.height) - icon.width) / 2 + columns[0] * unit
-    top = icon.top - (max(icon.width, icon.height) - icon.height) / 2 + rows[0] * unit
-    return left, top, (columns[-1] + 1 - columns[0]) * unit, (rows[-1] + 1 - rows[0]) * unit
+    edge = max(icon.width, icon.height)  # of the square that the view box was centred in
+    left, top, right, bottom = (bound * edge / size for bound in bounds)
+    return (
+        icon.left - (edge - icon.width) / 2 + left,
+        icon.top - (edge - icon.height) / 2 + top,
+        right - left,
+        bottom - top,
+    )
 
 
 def put_on(face: Icon, face_box: Box, wearer: Wearer, thing: Icon, thing_box: Box, wear: Wear) -> Icon:
