@@ -26,12 +26,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if target.exists() and not target.is_file():
         raise UserError(f"cannot write {path}: it is not a regular file; choose another name")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        handle = open(temporary, "xb")  # noqa: SIM115 (closed below, before the rename)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from error
-    try:
-        with handle:
+    try:  # from before the file is opened, so that Ctrl-C at any moment leaves nothing behind
+        with open(temporary, "xb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -42,7 +38,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise UserError(f"cannot write {path}: {_reason(error)}") from error
         raise
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)
 
 
