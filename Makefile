@@ -3,7 +3,7 @@
 # make lint                                           style and types
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a smiling face with sunglasses, noto style
+PROMPT ?= a smiling cat with sunglasses, noto style
 export PROMPT
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
 

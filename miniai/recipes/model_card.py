@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,17 @@ def data_card(data: Path, n_pictures: int) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("# "))
 
 
-def commands(data: Path, minutes: float | None, steps: int | None, init: Path | None = None) -> list[str]:
+def commands(
+    data: Path, minutes: float | None, steps: int | None, init: Path | None = None, stages: Sequence[str] = ()
+) -> list[str]:
     """What to type to train the model again; for an emoji set, how to build that too."""
     record, lines = data / "emoji.json", []
     if record.is_file():
         built = json.loads(record.read_text())
-        chosen = f" --groups {','.join(built['groups'])}" if built.get("groups") else ""
+        chosen = f" --groups {shlex.quote(','.join(built['groups']))}" if built.get("groups") else ""
         chosen += " --combinations" if built.get("combinations") else ""
         lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
     start = "" if init is None else f" --init {init}"
+    start += f" --stages {','.join(stages)}" if init is not None and "vae" in stages else ""
     budget = f"--minutes {minutes:.0f}" if steps is None else f"--steps {steps}"
     return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image{start} {budget}"]

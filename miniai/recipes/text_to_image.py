@@ -122,8 +122,9 @@ def train_text_to_image(
         write_folder(out / "model", run.components())
         records = [stage.record() for stage in (vae_run, clip_run, unet_run) if stage.finished]
         total = sum(record["minutes"] for record in records)
+        done = ("vae", "latents", "unet") if vae_run.finished else ()
         card = data_card(data, len(images))
-        write_model_card(out / "model", config, card, records, commands(data, total, steps, init))
+        write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done))
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
 

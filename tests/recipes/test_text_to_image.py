@@ -115,6 +115,7 @@ def test_the_vae_goes_on_too_if_the_stages_name_it(data: Path, trained: Path, tm
     stages = ("vae", "latents", "unet")
     train_text_to_image(data, out, steps=1, init=trained / "model", stages=stages, device="cpu")
     before, after = (read_weights(next((folder / "model" / "vae").glob("*.safetensors"))) for folder in (trained, out))
+    assert "--stages vae,latents,unet" in (out / "model" / "README.md").read_text()
     moved = [float((before[name].float() - after[name].float()).norm()) for name in before]
     assert any(moved)
     kernel = "encoder.conv_in.weight"  # one step moves it a little; new weights would be elsewhere
