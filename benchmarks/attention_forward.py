@@ -1,4 +1,4 @@
-"""Attention forward on a CPU in bfloat16: the forms of miniai/nn/attention.py in turn, at Stable Diffusion's shapes.
+"""Attention forward on a CPU in bfloat16: the forms of miniai/nn/attention.py and others, at Stable Diffusion's shapes.
 
     python benchmarks/attention_forward.py [--repeats 9] [--threads 2]
 
@@ -10,12 +10,40 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.nn.attention import Form, fused, in_blocks, in_whole_vectors, products, widened
+from miniai.nn.attention import fused, in_whole_vectors
+
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+QUERIES_AT_ONCE = 256
+
+
+def widened(multiple: int) -> Form:
+    """PyTorch's kernel, with heads filled up with zeros to a multiple of a width."""
+
+    def form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        width = q.shape[-1]
+        q, k, v = (F.pad(t, (0, -width % multiple)) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, scale=width**-0.5)[..., :width]
+
+    return form
+
+
+def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products and a softmax. The scores are rounded once more than in the kernel."""
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+
+
+def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Products and a softmax in float32, for some queries at a time."""
+    k = k.transpose(-1, -2)
+    blocks = (q * q.shape[-1] ** -0.5).split(QUERIES_AT_ONCE, dim=2)
+    return torch.cat([(b @ k).softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v for b in blocks], dim=2)
+
 
 BATCH, HEADS = 2, 8  # a guided step of one picture
 SHAPES = (
