@@ -193,6 +193,17 @@ BAD: list[tuple[list[str], str]] = [
 ]
 
 
+def test_compiling_without_a_compiler_is_one_line_and_paints_nothing(
+    miniai: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    done = miniai("generate", "a cat", "--compile", "--device", "cpu")
+    assert done.code == 2
+    assert "needs a C++ compiler" in done.err
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize(("arguments", "complaint"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_a_bad_request_gets_one_line_and_exit_code_2_and_leaves_nothing(
     miniai: Any, arguments: list[str], complaint: str

@@ -19,8 +19,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 4 and torch.is_grad_enabled()
-        if torch.compiler.is_compiling():
-            slow = False
+        slow = slow and not torch.compiler.is_compiling()
         if slow and x.is_contiguous(memory_format=torch.channels_last):
             return _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

@@ -69,6 +69,10 @@ def generate(request: GenerateRequest) -> Painted:
 
 def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -> StableDiffusionPipeline:
     """The model in a folder, in a single file, or of a hub id in the local cache."""
+    if request.compiled:
+        from miniai.recipes.training import check_compiler  # all of training: not for those who only paint
+
+        check_compiler("inductor", device)
     dtype, vae = pick_dtype(request.dtype, device), request.vae
     if model.is_file():
         pipe = StableDiffusionPipeline.from_single_file(model, dtype, device, tokenizer=request.tokenizer, vae=vae)
