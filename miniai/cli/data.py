@@ -37,6 +37,9 @@ def emoji(
     combinations: Annotated[
         bool, typer.Option(help="Draw faces that wear things as well: a cat with sunglasses, a panda with a crown.")
     ] = False,
+    colours: Annotated[
+        bool, typer.Option(help="Draw two things in five once more, in another colour: a blue elephant, a red cat.")
+    ] = False,
 ) -> None:
     """Build the text-to-emoji data set, an ImageFolder of captioned pictures, from npm packages at pinned versions."""
     from miniai.recipes.emoji import build_emoji
@@ -49,6 +52,7 @@ def emoji(
         cache=cache,
         n_jobs=jobs,
         combined=combinations,
+        recoloured=colours,
         **chosen,
     )
     typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")

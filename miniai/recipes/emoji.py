@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +29,8 @@ from miniai.base.errors import UserError
 from miniai.base.files import write_json
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_card import data_card
+from miniai.recipes.emoji_colours import GROUP as COLOURS
+from miniai.recipes.emoji_colours import coloured
 from miniai.recipes.emoji_combinations import GROUP as COMBINATIONS
 from miniai.recipes.emoji_combinations import combinations
 from miniai.recipes.emoji_concepts import (
@@ -107,6 +109,7 @@ def build_emoji(
     n_jobs: int = 2,
     *,
     combined: bool = False,
+    recoloured: bool = False,
     sources: Mapping[str, Source] | None = None,
     emojibase: Source = EMOJIBASE,
     progress: bool = True,
@@ -121,6 +124,7 @@ def build_emoji(
     cache: folder of the downloaded tarballs; None is the user's cache folder
     n_jobs: rendering threads
     combined: draw faces that wear things as well: see `miniai.recipes.emoji_combinations`
+    recoloured: draw some things in another colour as well: see `miniai.recipes.emoji_colours`
     sources, emojibase: the packages to read instead of the pinned ones
 
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
@@ -133,8 +137,11 @@ def build_emoji(
     chosen = choose(concepts, groups)
     _check_groups(groups, concepts)
     icons = {style: matches[style].icons for style in styles}
+    known = chosen
     if combined:
-        chosen, icons = _with_combinations(chosen, icons)
+        chosen, icons = _with_more(chosen, icons, lambda free, style: combinations(known, free))
+    if recoloured:
+        chosen, icons = _with_more(chosen, icons, lambda free, style: coloured(known, free, style))
     pictures = _split(chosen, icons)
     if not pictures:
         raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
@@ -146,10 +153,11 @@ def build_emoji(
         _write_metadata(temporary, kept, packages)
         used = {style: packages[style] for style in styles}
         (temporary / "README.md").write_text(
-            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size, combined),
+            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size, combined, recoloured),
             encoding="utf-8",
         )
-        made_of = {"size": size, "groups": list(groups) if groups is not None else None, "combinations": combined}
+        made_of: dict[str, object] = {"size": size, "groups": list(groups) if groups is not None else None}
+        made_of |= {"combinations": combined, "colours": recoloured}
         _write_record(temporary, made_of, used, emojibase, reports)
         _put_in_place(temporary, out)
     finally:
@@ -207,15 +215,16 @@ def _read_sources(
     return concepts, matches
 
 
-def _with_combinations(
-    concepts: Sequence[Concept], icons: Mapping[str, Mapping[str, Icon]]
+def _with_more(
+    concepts: Sequence[Concept],
+    icons: Mapping[str, Mapping[str, Icon]],
+    make: Callable[[Mapping[str, Icon], str], tuple[list[Concept], dict[str, Icon]]],
 ) -> tuple[list[Concept], dict[str, dict[str, Icon]]]:
-    """The concepts and each style's icons, with the pairs that the style can draw without a held-out drawing."""
+    """The concepts and each style's icons, with those that `make` makes of a style's drawings, held-out ones aside."""
     new: dict[str, Concept] = {}
     all_icons: dict[str, dict[str, Icon]] = {}
     for style, of_style in icons.items():
-        free = {code: icon for code, icon in of_style.items() if not is_held_out(code, style)}
-        made, drawn = combinations(concepts, free)
+        made, drawn = make({code: icon for code, icon in of_style.items() if not is_held_out(code, style)}, style)
         new |= {concept.hexcode: concept for concept in made}
         all_icons[style] = {**of_style, **drawn}
     return [*concepts, *new.values()], all_icons
@@ -231,8 +240,8 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
     """Training pictures and held-out ones. A held-out pair never trains, whatever else is built.
 
     It is a fair test only if another style teaches the concept; where none here does, the picture is left out.
-    A style that is never trained on is test through and through, and so are 5 % of the combinations, in every style:
-    their words are known, the pair is new.
+    A style that is never trained on is test through and through, and so are 5 % of the combinations and of the coloured
+    things, in every style: their words are known, the pair is new.
     """
     pictures = []
     for concept in concepts:
@@ -241,7 +250,7 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
         taught = len(held_out) < len(styles)
         for style in styles:
             split = "train" if style not in held_out else "test" if taught else "left out"
-            unseen = concept.group == COMBINATIONS and is_held_out(concept.hexcode, "every style")
+            unseen = concept.group in (COMBINATIONS, COLOURS) and is_held_out(concept.hexcode, "every style")
             split = "test" if style in SEPARATE_STYLES or unseen else split
             pictures.append(Picture(concept, style, icons[style][concept.hexcode], split))
     return pictures

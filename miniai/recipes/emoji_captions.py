@@ -8,10 +8,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from miniai.recipes.emoji_colours import COLOUR_WORDS
+from miniai.recipes.emoji_colours import GROUP as COLOURS
 from miniai.recipes.emoji_combinations import GROUP as COMBINATIONS
 from miniai.recipes.emoji_concepts import Concept
+from miniai.recipes.emoji_everyday import EVERYDAY
 
-MAX_CAPTIONS = 12
+MAX_CAPTIONS = 15
 MAX_TAGS = 8
 
 STYLE_WORDS = {
@@ -62,6 +65,10 @@ UNCOUNTED = frozenset(
         "aries", "taurus", "leo", "virgo", "libra", "scorpio", "sagittarius", "capricorn", "aquarius", "pisces",
         "ophiuchus", "information", "infinity", "plus", "minus", "divide", "multiply", "copyright", "registered",
         "voltage", "worship", "medicine", "luggage", "meat", "pong", "rolling", "wrestling", "swimming",
+        "coffee", "sunshine", "poop", "corn", "lettuce", "cabbage", "ginger", "chocolate", "honey", "stew", "soup",
+        "paella", "pasta", "wine", "champagne", "whisky", "beer", "rain", "snow", "lightning", "confetti", "steam",
+        "golf", "archery", "love", "smoking", "applause", "cutlery", "cheese", "up", "on", "off", "blown", "out",
+        "delicious", "wrong", "right", "hello", "sleep", "100", "beetroot", "salad",
     }
 )  # fmt: skip
 BARE = ("flag of ", "keycap ", "no ", "thumbs ", "input ")
@@ -69,7 +76,7 @@ THE = ("statue of liberty", "milky way", "wheel of dharma", "star of david")
 
 
 def captions(concept: Concept, style: str) -> list[str]:
-    """Eight to twelve different captions of `concept` drawn in `style`; the first is "<label>, <style words> style"."""
+    """Eight to fifteen different captions of `concept` in `style`; the first is "<label>, <style words> style"."""
     label, words = concept.label, STYLE_WORDS[style]
     end = f", {words} style"
     thing = with_article(label)
@@ -81,6 +88,8 @@ def captions(concept: Concept, style: str) -> list[str]:
     found = [label + end, label, thing + end, thing, media[0] + end, media[1]]
     if natural:
         found += [natural + end, natural]
+    for name in _shuffled(_everyday(concept), concept, style, "everyday")[:2]:
+        found += [with_article(name) + end, with_article(name)]
     if tags:
         found += [f"{label}, {', '.join(tags[:3])}{end}", f"{', '.join(tags[-2:])}, {label}"]
     if len(tags) > 2:
@@ -104,12 +113,22 @@ def with_article(label: str) -> str:
     return f"{'an' if vowel else 'a'} {label}"
 
 
+def _everyday(concept: Concept) -> tuple[str, ...]:
+    """What else people call it; of a coloured thing with its colour before it, unless the name has another."""
+    if concept.group != COLOURS:
+        return EVERYDAY.get(concept.label, ())
+    names = EVERYDAY.get(concept.label.removeprefix(f"{concept.subgroup} "), ())
+    return tuple(f"{concept.subgroup} {name}" for name in names if not COLOUR_WORDS & set(name.split()))
+
+
 def _natural(concept: Concept, style: str) -> str:
     """Another way to say the label, or "": a face is a smiley, the "cat face" of the animals is the head of a cat."""
     label = concept.label
     if concept.group == COMBINATIONS:
         word = _shuffled(("wearing", "in"), concept, style, "wear")[0]
         return with_article(label.replace(" with ", f" {word} "))
+    if concept.group == COLOURS:
+        return f"{with_article(label.removeprefix(f'{concept.subgroup} '))} in {concept.subgroup}"
     if concept.subgroup in SMILEYS and re.search(r"\bface\b", label):
         return with_article(re.sub(r"\bface\b", "smiley", label))
     if concept.group == "animals-nature" and label.endswith(" face"):

@@ -19,6 +19,7 @@ def data_card(
     groups: Sequence[str] | None,
     size: int,
     combined: bool = False,
+    recoloured: bool = False,
 ) -> str:
     """The card as Markdown. `counts[style]` has n_train, n_test, n_unmatched and n_left_out."""
     n_train = sum(c["n_train"] for c in counts.values())
@@ -32,6 +33,10 @@ def data_card(
     together = (
         "\n**Combinations** (group `combinations`) are faces that wear a thing, both drawn by the same style and put\n"
         "together here; nothing held out is in those that train, and one pair in twenty is held out in every style.\n"
+    )
+    painted_over = (
+        "\n**Colours** (group `colours`) are single things in a colour chosen for them here; nothing held out is\n"
+        "in those that train, and one thing and colour in twenty is held out in every style.\n"
     )
     return f"""# Emoji, with captions
 {never if separate else ""}
@@ -53,7 +58,7 @@ picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by
 {emojibase.author}).
-{together if combined else ""}
+{together if combined else ""}{painted_over if recoloured else ""}
 **Licences**: the pictures stay under those of their makers, named in the table; a picture's own is in its line.
 They were changed: rendered as pixels, and named anew.
 

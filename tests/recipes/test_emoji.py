@@ -18,6 +18,7 @@ from miniai.recipes.emoji import build_emoji, is_held_out
 from miniai.recipes.emoji_captions import captions, with_article
 from miniai.recipes.emoji_concepts import Concept, Icon, choose, match_icons, plain_label, read_concepts
 from miniai.recipes.emoji_drawing import render
+from miniai.recipes.emoji_everyday import EVERYDAY
 from miniai.recipes.emoji_sources import EMOJIBASE, SEPARATE_STYLES, STYLES, Source, fetch
 from miniai.train.captions import load_images, read_captioned_folder
 
@@ -364,7 +365,7 @@ def test_captions_are_many_different_lower_case_and_the_first_names_label_and_st
     for concept in concepts():
         found = captions(concept, "fluent-emoji-flat")
         assert found[0] == f"{concept.label}, fluent flat style"
-        assert 8 <= len(found) <= 12
+        assert 8 <= len(found) <= 15
         assert len(set(found)) == len(found)
         assert all(caption == caption.lower().strip() for caption in found)
         assert 3 <= sum("fluent flat" in caption for caption in found) < len(found)  # with and without the style
@@ -409,3 +410,15 @@ def test_labels_become_plain_words() -> None:
     assert plain_label("Japanese “free of charge” button") == "japanese free of charge button"
     assert plain_label("person: red hair") == "person, red hair"
     assert plain_label("keycap: 3") == "keycap 3"
+
+
+def test_everyday_names_are_captions_of_their_own_and_mean_one_thing_each() -> None:
+    said = [name for names in EVERYDAY.values() for name in names]
+    assert len(said) == len(set(said))
+    assert not set(said) & set(EVERYDAY)  # none is another thing's label
+    car = Concept("1F697", "automobile", ("vehicle",), "travel-places", "transport-ground")
+    texts = {text for style in STYLES for text in captions(car, style)}
+    assert {"a car, noto style", "a red car"} & texts
+    assert {with_article(name) for name in EVERYDAY["automobile"]} <= texts
+    assert with_article("coffee") == "coffee"
+    assert with_article("glass of red wine") == "a glass of red wine"
