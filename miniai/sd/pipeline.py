@@ -13,7 +13,7 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.images import to_pil
-from miniai.base.memory import give_back_memory
+from miniai.base.memory import give_back_memory, give_back_unwritten
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, no_callback
@@ -275,6 +275,7 @@ class StableDiffusionPipeline(DiffusersNames):
         if output_type == "latent":
             return StableDiffusionOutput(painted)
         give_back_memory()
+        give_back_unwritten(self.text_encoder)  # decoding takes the most memory, and needs none of it
         images = self.decode(painted)
         flags = None if self.safety_flags is None else self.safety_flags(to_pil(images))
         return StableDiffusionOutput(convert(images, output_type), flags)

@@ -1,12 +1,18 @@
 """Memory that was let go of."""
 
 import mmap
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from miniai.base.memory import give_back_memory
+from miniai.base.memory import give_back_memory, give_back_unwritten
+from miniai.base.weights import give_weights, read_weights, without_memory, write_weights
+
+SIDE = 2000  # a weight of 16 MB
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux how much memory is taken")
@@ -21,3 +27,60 @@ def test_what_was_freed_under_something_that_stays_goes_back_to_the_system() -> 
     give_back_memory()  # and once more does no harm
     assert taken() < before - 20e6
     assert float(small[0].sum()) == 25_000
+
+
+def mapped_layer(path: Path) -> nn.Linear:
+    """A layer whose weight counts 0, 1, 2, … and lies in a file."""
+    write_weights(path, {"weight": torch.arange(SIDE * SIDE, dtype=torch.float32).view(SIDE, SIDE)})
+    with without_memory():
+        layer = nn.Linear(SIDE, SIDE, bias=False)
+    give_weights(layer, read_weights(path), str(path), torch.float32, torch.device("cpu"))
+    return layer
+
+
+def from_files() -> int:
+    """Bytes of this process's memory that are as files have them."""
+    found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="only Linux tells which pages are which")
+def test_weights_as_their_file_has_them_are_let_go_of_and_read_again(tmp_path: Path) -> None:
+    layer = mapped_layer(tmp_path / "a.safetensors")
+    expected = torch.arange(SIDE * SIDE).view(SIDE, SIDE)
+    assert torch.equal(layer.weight, expected)
+    before = from_files()
+    give_back_unwritten(layer)
+    assert from_files() < before - 14e6
+    assert torch.equal(layer.weight, expected)
+    assert from_files() > before - 2e6
+
+
+def add_in_place(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight[5, 7] += 1
+
+
+def add_behind_autograd(weight: torch.Tensor) -> None:
+    weight.data.view(-1)[-1] = -1.0
+
+
+def add_from_numpy(weight: torch.Tensor) -> None:
+    weight.detach().numpy()[SIDE // 2] = 3.0
+
+
+@pytest.mark.parametrize("change", [add_in_place, add_behind_autograd, add_from_numpy])
+def test_weights_that_were_changed_stay_changed(tmp_path: Path, change: Callable[[torch.Tensor], None]) -> None:
+    layer = mapped_layer(tmp_path / "a.safetensors")
+    change(layer.weight)
+    expected = layer.weight.detach().clone()
+    give_back_unwritten(layer)
+    assert torch.equal(layer.weight, expected)
+
+
+def test_weights_that_come_from_no_file_stay() -> None:
+    model = nn.ModuleList([nn.Linear(SIDE, SIDE), nn.Linear(3, 3), nn.ParameterList([torch.empty(0)])])
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    give_back_unwritten(model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
