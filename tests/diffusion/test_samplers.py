@@ -69,10 +69,14 @@ def test_ddim_and_pndm_equal_diffusers_where_its_steps_are_of_one_size(name: str
     assert_equal_to_diffusers(SAMPLERS[name], {**STABLE_DIFFUSION, "timestep_spacing": spacing}, 20)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sigma_spacing", ["karras", "exponential"])
 @pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpm2", "dpmpp_2m", "dpmpp_2m_sde"])
-def test_the_loop_equals_diffusers_on_karras_and_exponential_sigmas(name: str, sigma_spacing: str) -> None:
-    assert_equal_to_diffusers(find_sampler(f"{name}_{sigma_spacing}"), STABLE_DIFFUSION, 12, tolerance=1e-4)
+def test_the_loop_equals_diffusers_on_karras_and_exponential_sigmas(
+    name: str, sigma_spacing: str, prediction_type: str
+) -> None:
+    file = {**STABLE_DIFFUSION, "prediction_type": prediction_type}
+    assert_equal_to_diffusers(find_sampler(f"{name}_{sigma_spacing}"), file, 12, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
