@@ -107,6 +107,17 @@ def find_sampler(name: str) -> Sampler:
     )
 
 
+def n_calls(sampler: Sampler, n_steps: int) -> int:
+    """How often `sampler` asks the denoiser in `n_steps` steps that end at sigma 0: what a picture costs.
+
+    >>> n_calls(find_sampler("heun"), 20), n_calls(find_sampler("lms"), 20)
+    (39, 20)
+    """
+    if sampler.name in ("heun", "dpm2"):
+        return 2 * n_steps - 1
+    return n_steps + 1 if sampler.name == "pndm" and n_steps > 1 else n_steps
+
+
 def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
 

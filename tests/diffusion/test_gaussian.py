@@ -8,7 +8,13 @@ import torch
 
 from miniai.base.seeds import make_generator
 from miniai.diffusion.continuous_objectives import EDMDenoiser, FlowDenoiser
-from miniai.diffusion.gaussian import GaussianData, errors_by_steps, measured_order, plot_orders
+from miniai.diffusion.gaussian import (
+    GaussianData,
+    errors_by_steps,
+    measured_order,
+    plot_orders,
+    variance_errors_by_steps,
+)
 from miniai.diffusion.parametrisation import from_x0, like_images
 from miniai.diffusion.samplers import heun
 from miniai.diffusion.sampling import SAMPLERS
@@ -49,8 +55,21 @@ ORDERS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "Heun": ("heun", 2, {}),
     "DPM2": ("dpm2", 2, {}),
     "DPM++ 2M": ("dpmpp_2m", 2, {}),
+    "PNDM": ("pndm", 2, {}),  # its weights are those of even steps, which cost it the higher orders
+    "LMS of order 1": ("lms", 1, {"order": 1}),
     "LMS of order 2": ("lms", 2, {"order": 2}),
     "LMS of order 3": ("lms", 3, {"order": 3}),
+    "LMS of order 4": ("lms", 4, {"order": 4}),
+}
+# Samplers that draw noise: the order at which the variance of their pictures becomes that of the data.
+WEAK_ORDERS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "Euler a": ("euler_a", 1, {}),
+    "DDPM": ("ddpm", 1, {}),
+    "DDIM at eta 0.5": ("ddim", 1, {"eta": 0.5}),
+    "DDIM at eta 1": ("ddim", 1, {"eta": 1.0}),
+    "DPM++ 2M SDE": ("dpmpp_2m_sde", 2, {}),
+    "Euler with churn": ("euler", 1, {"s_churn": 10.0}),
+    "Heun with churn": ("heun", 2, {"s_churn": 10.0}),
 }
 STEPS = (40, 80, 160)
 
@@ -61,6 +80,38 @@ def test_every_samplers_error_falls_at_its_order_in_many_dimensions(name: str) -
     errors = errors_by_steps(SAMPLERS[row].function, DATA, STEPS, **options)
     assert errors == sorted(errors, reverse=True)
     assert measured_order(STEPS, errors) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("name", WEAK_ORDERS)
+def test_the_variance_of_what_noisy_samplers_paint_nears_the_datas_at_their_order(name: str) -> None:
+    row, order, options = WEAK_ORDERS[name]
+    errors = variance_errors_by_steps(SAMPLERS[row].function, STEPS, **options)
+    assert errors == sorted(errors, reverse=True)
+    assert measured_order(STEPS, errors) == pytest.approx(order, abs=0.35)
+
+
+def test_no_sampler_is_without_an_order() -> None:
+    assert {row for row, _, _ in (*ORDERS.values(), *WEAK_ORDERS.values())} == set(SAMPLERS)
+
+
+def test_the_variance_is_what_many_pictures_have() -> None:
+    """The same sum, by chance: pictures of one pixel each, drawn from their own noise."""
+    generator = make_generator(6)
+
+    def drawn(sampler: Any, denoiser: Any, start: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        x = torch.randn(40_000, 1, 1, 1, generator=generator, dtype=torch.float64) * start.square().sum().sqrt()
+        return sampler(denoiser, x, sigmas, noise=lambda i: torch.randn(x.shape, generator=generator).double())
+
+    found: list[float] = []
+
+    def both(denoiser: Any, start: torch.Tensor, sigmas: torch.Tensor, *, noise: Any) -> torch.Tensor:
+        exact = SAMPLERS["euler_a"].function(denoiser, start, sigmas, noise=noise)
+        pictures = drawn(SAMPLERS["euler_a"].function, denoiser, start, sigmas)
+        found.extend([float(exact.square().sum()), float(pictures.var())])
+        return exact
+
+    variance_errors_by_steps(both, [10])
+    assert found[1] == pytest.approx(found[0], rel=0.03)
 
 
 def test_the_plot_of_errors_over_steps_is_a_png(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from miniai.diffusion.sampling import (
     StopSampling,
     find_sampler,
     fresh_noise,
+    n_calls,
     sample,
     sampler_from_file,
     schedule_config,
@@ -180,3 +181,17 @@ def test_stochastic_samplers_refuse_to_run_without_noise() -> None:
     ladder = sampler.ladder(schedule, 3)
     with pytest.raises(ValueError, match="pass noise="):
         sample(sampler, NetworkDenoiser(network, schedule), ladder, start_noise())
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 7])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_the_calls_that_a_sampler_is_said_to_make_are_those_that_it_makes(name: str, n_steps: int) -> None:
+    calls: list[float] = []
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(float(sigma[0]))
+        return 0.5 * x
+
+    x = start_noise(1)
+    SAMPLERS[name].function(denoiser, x, torch.linspace(9.0, 0.0, n_steps + 1), noise=lambda i: torch.zeros_like(x))
+    assert n_calls(SAMPLERS[name], n_steps) == len(calls)
