@@ -1,5 +1,7 @@
 """Which device computes, and in which precision."""
 
+import os
+
 import torch
 
 from miniai.base.errors import UserError
@@ -10,11 +12,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name` ("cpu", "cuda", "cuda:1", "mps"), or with "auto" the best there is: cuda > mps > cpu.
 
+    Of several processes that a launcher started, each gets the GPU of its own number (LOCAL_RANK), unless one is named.
     Raises UserError for a name that torch does not know or a device that this machine does not have.
     """
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    if name == "cuda":
+        name = own
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device(own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from miniai.base.errors import UserError, UserNotice
-from miniai.cli import data, evaluate, train, train_fashion  # noqa: F401 (the last adds commands to `train`)
+from miniai.cli import data, evaluate, evaluate_fashion, train, train_fashion, train_features  # noqa: F401 (some add commands)
 from miniai.cli.generate import generate
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a prompt may hold what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("RANK", "0") != "0":  # of several processes that train together, the first one speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
     sys.exit(run(sys.argv[1:]))
 
 

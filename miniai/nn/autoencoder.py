@@ -194,6 +194,13 @@ class AutoencoderKL(nn.Module):
         self.use_slicing = False
         self.use_tiling = False
 
+    def forward(
+        self, images: Float[Tensor, "b c_in h w"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "b c_out h w"], DiagonalGaussian]:
+        """Pictures painted again, and the distribution of their latents: of the mean, or of what `generator` draws."""
+        latents = self.encode(images)
+        return self.decode(latents.mode() if generator is None else latents.sample(generator)), latents
+
     def encode(self, images: Float[Tensor, "b c_in h w"]) -> DiagonalGaussian:
         """Pictures (b, c_in, h, w) to the distribution of their latents, (b, c, h / factor, w / factor)."""
         moments = self._at_once(self._encode, images, self.config.sample_size, self._tile_latents)

@@ -14,7 +14,8 @@ from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.images import grid, to_pil
 from miniai.base.weights import load_weights, read_weights, write_weights
-from miniai.recipes.training import StageRun
+from miniai.recipes.training import StageRun, channels_last
+from miniai.train.distributed import is_first, wait_for_all
 from miniai.train.fashion_mnist import LabelledImages, load_fashion_mnist
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -29,7 +30,8 @@ def as_sheet(images: Float[Tensor, "n 1 h w"], n_columns: int = 10) -> Any:
 def load_both(data: Path | None) -> tuple[LabelledImages, LabelledImages]:
     """The training and the test pictures. Raises UserError, saying how to get them, where there are none."""
     train, test = load_fashion_mnist("train", data), load_fashion_mnist("test", data)
-    print(f"{len(train):,} pictures to train on, {len(test):,} to test, from {train.source}", file=sys.stderr)
+    if is_first():
+        print(f"{len(train):,} pictures to train on, {len(test):,} to test, from {train.source}", file=sys.stderr)
     return train, test
 
 
@@ -38,25 +40,35 @@ def start_run(
 ) -> StageRun:
     """The run in `out`, for `epochs` passes over the data; its config is printed and kept.
 
-    Raises UserError if the folder holds a training already and `resume` is not asked for, or one of another config.
+    Raises UserError if the folder holds a training already and `resume` is not asked for, or one of another config, or
+    a finished one of another length.
     """
     check_epochs("--epochs", epochs)
     keep_config(out, config, resume)
     steps = max(1, round(epochs * (n_items // min(batch_size, n_items))))
-    return StageRun(name, out, device, None, steps)
+    run = StageRun(name, out, device, None, steps)
+    if is_trained(run) and run.record()["steps"] != steps:
+        raise UserError(
+            f"{out} holds a finished training of {run.record()['steps']:,} steps, and --epochs {epochs} makes "
+            f"{steps:,}: its rate fell to nothing, so choose another folder for a longer one"
+        )
+    return run
 
 
 def check_epochs(option: str, epochs: int | float) -> None:
-    """Raises UserError unless `epochs` is above 0."""
-    if not epochs > 0:
+    """Raises UserError unless `epochs` is above 0, and finite."""
+    if not 0 < epochs < float("inf"):
         raise UserError(f"{option} {epochs} is not possible: give a number above 0")
 
 
 def keep_config(out: Path, config: Any, resume: bool) -> None:
     """Print `config`, and keep it in the folder `out`, which is made.
 
-    Raises UserError if the folder has a config already and `resume` is not asked for, or if it is another one.
+    Of several processes the first does it. Raises UserError if the folder has a config already and `resume` is not
+    asked for, or if it is another one.
     """
+    if not is_first():
+        return
     path, values = out / CONFIG, config_to_dict(config)
     if path.is_file():
         if not resume:
@@ -78,13 +90,18 @@ def is_trained(run: StageRun) -> bool:
 
 
 def save_model(module: nn.Module, folder: Path) -> None:
-    """The weights as `folder/model.safetensors`, in float32; the config stands beside it since the start."""
-    write_weights(folder / WEIGHTS, {name: value.contiguous() for name, value in module.state_dict().items()})
+    """The weights as `folder/model.safetensors`, in float32; the config stands beside it since the start.
+
+    Of several processes the first writes, and all go on when it has."""
+    if is_first():
+        write_weights(folder / WEIGHTS, {name: value.contiguous() for name, value in module.state_dict().items()})
+    wait_for_all()
 
 
 def load_model(module: Any, folder: Path, device: torch.device) -> Any:
-    """`module` with the weights of `folder`, in eval mode. Raises UserError if they are missing or do not fit."""
+    """`module` with the weights of `folder`, in eval mode and in the memory order of training. Raises UserError if they
+    are missing or do not fit."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: its training is not finished, go on with --resume")
     load_weights(module, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
-    return module.to(device).eval()
+    return channels_last(module).to(device).eval()

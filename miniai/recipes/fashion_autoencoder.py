@@ -21,6 +21,7 @@ from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, load_model, save_model, start_run
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
+from miniai.train.distributed import is_first
 from miniai.train.fashion_mnist import LabelledImages
 
 RESULTS = "results.json"
@@ -76,9 +77,8 @@ class AutoencoderObjective:
     def __call__(
         self, model: nn.Module, images: Float[Tensor, "b 1 h w"], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        assert isinstance(model, AutoencoderKL)
-        latents = model.encode(images.contiguous(memory_format=torch.channels_last))
-        painted = model.decode(latents.sample(generator) if self.kl else latents.mode())
+        images = images.contiguous(memory_format=torch.channels_last)
+        painted, latents = model(images, generator if self.kl else None)
         error = (painted.float() - images).square().mean()
         if not self.kl:
             return {"loss": error}
@@ -133,7 +133,8 @@ def fit_autoencoder(
     else:
         run_stage(run, config.stage, model, pictures, AutoencoderObjective(config.kl), config.seed, sample=show)
         save_model(model, out)
-    show(out / "reconstructions.png")
+    if is_first():
+        show(out / "reconstructions.png")
     error = squared_error(reconstructed(model, unseen, device), unseen)
     linear = squared_error(by_components(pictures[:MOST_FOR_COMPONENTS], unseen, config.n_numbers), unseen)
     results = {
@@ -144,7 +145,8 @@ def fit_autoencoder(
         "psnr": psnr(error),
         "psnr_of_components": psnr(linear),
     }
-    write_json(out / RESULTS, results)
+    if is_first():
+        write_json(out / RESULTS, results)
     return results
 
 

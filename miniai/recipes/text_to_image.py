@@ -32,6 +32,7 @@ from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import load_images, read_captioned_folder
+from miniai.train.distributed import n_launched
 
 STAGES = ("vae", "clip", "latents", "unet")
 
@@ -67,6 +68,8 @@ def train_text_to_image(
 
     Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
     """
+    if n_launched() > 1:
+        raise UserError("text-to-image trains in one process: start it without a launcher of several")
     stages = _checked_stages(stages if stages is not None else STAGES if init is None else ("latents", "unet"))
     if (minutes is None) == (steps is None):
         raise UserError("give either the minutes to train or the steps of each stage")

@@ -18,6 +18,7 @@ from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
+from miniai.train.distributed import Accelerate, is_first, n_launched, wait_for_all
 from miniai.train.ema import EMA
 from miniai.train.guards import Interrupt, NaNGuard
 from miniai.train.learner import Learner, Objective
@@ -70,7 +71,8 @@ def run_stage(
 
     At the end the model holds the averaged weights, and `run.record_path` says what was done. `sample(path)` draws a
     picture of the model's state, with the averaged weights in place, every `run.sample_minutes`.
-    Raises StageInterrupted after Ctrl-C, once the checkpoint is written.
+    Of several processes that a launcher started (torchrun, `accelerate launch`), each takes its part of every batch,
+    and the first alone writes. Raises StageInterrupted after Ctrl-C, once the checkpoint is written.
     """
     channels_last(model)
     model.to(run.device)
@@ -91,7 +93,7 @@ def run_stage(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
         ),
         callbacks=[
-            Device(run.device),
+            Device(run.device) if n_launched() == 1 else Accelerate(cpu=run.device.type == "cpu", mixed_precision="no"),
             Precision(torch.bfloat16),
             NaNGuard(),
             GradientClip(config.clip_norm),
@@ -109,23 +111,28 @@ def run_stage(
     )
     resume(learner, run.folder / "checkpoints")
     learner.fit()
-    if interrupt.received is not None:
+    another_was = run.steps is not None and learner.step < run.steps  # interrupted, of several processes
+    if interrupt.received is not None or another_was:
         raise StageInterrupted(f"the {run.name} stage stopped at step {learner.step}: go on with --resume")
-    paint(learner)
-    recorder.plot(run.folder / "loss.png")
+    if is_first():
+        paint(learner)
+        recorder.plot(run.folder / "loss.png")
+        recorder.plot_rates(run.folder / "rates.png")
     model.load_state_dict(ema.model_state(model))
     model.eval()
-    write_json(
-        run.record_path,
-        {
-            "stage": run.name,
-            "steps": learner.step,
-            "images": learner.step * learner.train.batch_size,
-            "minutes": round(budget.seconds() / 60, 2),
-            "loss": round(recorder.smooth_loss(), 5),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
-    )
+    if is_first():
+        write_json(
+            run.record_path,
+            {
+                "stage": run.name,
+                "steps": learner.step,
+                "images": learner.step * learner.train.batch_size,
+                "minutes": round(budget.seconds() / 60, 2),
+                "loss": round(recorder.smooth_loss(), 5),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            },
+        )
+    wait_for_all()  # before anyone reads it
 
 
 def check_compiler(compiler: str, device: torch.device) -> None:

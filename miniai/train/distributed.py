@@ -4,6 +4,7 @@
 stays that of all processes together, so that a training is the same on one process or on eight, and resumes on either.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,32 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.train.callback import Callback, CancelFitException
 from miniai.train.learner import Learner
+
+PARTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+
+def n_launched() -> int:
+    """How many processes a launcher started to train together; 1 without one.
+
+    >>> n_launched()
+    1
+    """
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints: the only one, or the first of several.
+
+    >>> is_first()
+    True
+    """
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here, so that all may read what the first has written before."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class Accelerate(Callback):
@@ -22,7 +49,9 @@ class Accelerate(Callback):
     Takes the place of Device and Precision. Gradients are averaged over the processes, the loss and the other scalars
     too, before callbacks see them; rates and the wish to stop are the first process's and anyone's. Every process
     validates on all the data. Checkpoint, Recorder, Progress, Every and trackers work in the first process alone; the
-    resume is done in all. Raises UserError if Accelerate is missing or the batch cannot be parted evenly.
+    resume is done in all. With Precision beside it, that decides the precision. Raises UserError if Accelerate is
+    missing, the batch cannot be parted evenly, or Accelerate is set to part the weights themselves (FSDP, DeepSpeed),
+    since averages and checkpoints here are of whole weights.
 
     >>> from miniai.train.data import Loader
     >>> model = torch.nn.Linear(2, 1)
@@ -49,6 +78,12 @@ class Accelerate(Callback):
         return self.accelerator.num_processes
 
     def before_fit(self, learner: Learner) -> None:
+        kind = str(self.accelerator.distributed_type).rpartition(".")[2]
+        if kind in PARTED:
+            raise UserError(
+                f"Accelerate is set to {kind}, which parts the weights among the processes, and averages and "
+                "checkpoints here need them whole: choose plain data parallelism (multi-GPU) in `accelerate config`"
+            )
         if learner.train.batch_size % self.n_processes or (self.n_processes > 1 and not learner.train.drop_last):
             raise UserError(
                 f"{self.n_processes} processes need whole batches that they can share evenly: choose a batch size that "

@@ -109,6 +109,7 @@ def test_every_optimizer_takes_a_step_of_its_own() -> None:
         (["--learning-rates", "nan"], "--learning-rates nan is not possible"),
         (["--learning-rates", ","], "these are 0 trainings: list what makes 1 to 200"),
         (["--epochs", "0"], "--epochs 0.0 is not possible"),
+        (["--epochs", "inf"], "--epochs inf is not possible"),
         (["--limit", "0"], "--limit 0 is not possible"),
     ],
 )

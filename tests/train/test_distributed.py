@@ -9,8 +9,11 @@ import distributed_training
 import pytest
 import torch
 
+from miniai.base.errors import UserError
 from miniai.train.checkpoint import checkpoints
 from miniai.train.data import Loader
+from miniai.train.distributed import Accelerate
+from miniai.train.learner import Learner
 
 
 def together(
@@ -68,6 +71,27 @@ def test_two_processes_train_as_one_does_save_once_and_resume(processes: ForkSer
 def test_a_batch_that_processes_cannot_share_is_refused(processes: ForkServerContext, tmp_path: Path) -> None:
     for one in together(processes, tmp_path, "uneven", 1, batch_size=5):
         assert "2 processes need whole batches that they can share evenly" in one["error"]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_parted_among_processes_are_refused_before_anything_is_trained(kind: str) -> None:
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    model = torch.nn.Linear(2, 1)
+    accelerate = Accelerate(cpu=True)
+    own = accelerate.accelerator.distributed_type
+    data, optimizer = Loader(torch.ones(8, 2), 4, seed=0), torch.optim.SGD(model.parameters(), 0.1)
+    learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[accelerate])
+    try:
+        AcceleratorState().distributed_type = DistributedType[kind]  # as `accelerate config` would have it
+        with pytest.raises(UserError, match=f"set to {kind}, which parts the weights"):
+            learner.fit(1)
+    finally:
+        AcceleratorState().distributed_type = own
+    assert learner.step == 0
+    learner.fit(1)
+    assert learner.step == 2
 
 
 def test_the_shards_of_a_loader_are_its_batches_parted() -> None:
