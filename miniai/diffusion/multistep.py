@@ -1,5 +1,6 @@
 """Samplers that remember earlier steps: the contract is that of `miniai.diffusion.samplers`."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -61,15 +62,22 @@ def pndm(
     noise: Noise = no_noise,
     callback: Callback = no_callback,
     prediction_type: Parametrisation = "epsilon",
+    second_step_unasked: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """PLMS, Stable Diffusion's first default: Liu et al. 2022 (PNDM), eq. 9 and 12, without Runge-Kutta steps.
 
     Adams-Bashforth with the weights of even steps, whatever the steps are; the first step is Heun's, with two calls.
     What is combined is the paper's eps, or, as Diffusers has it, whatever the network predicts: `prediction_type`.
+    `second_step_unasked`: after the first step x is taken to be one step further than it is, without a call, as
+    Diffusers does where it starts from a picture.
     """
     levels = sigmas.tolist()
     predictions: list[Tensor] = []  # newest first
+    x0 = x  # the estimate of the newest call
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        if i == 1 and second_step_unasked:
+            x = end_of_step(callback, i, x * (math.hypot(1, sigma_next) / math.hypot(1, sigma)), sigma_next, x0)
+            continue
         x0 = denoiser(x, per_image(x, sigma))
         predictions = [from_x0(x0, x, per_image(x, sigma), prediction_type), *predictions[:3]]
         if i == 0 and len(levels) > 2:

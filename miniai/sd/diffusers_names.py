@@ -3,32 +3,71 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.clip import CLIPTextModel
+from miniai.sd.prompts import PromptReader
+from miniai.sd.tokenizer import CLIPTokenizer
+
+
+class SchedulerConfig(dict[str, Any]):
+    """The content of scheduler_config.json; its keys are attributes, too: `pipe.scheduler.config.prediction_type`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"scheduler_config.json has no {name}")
+        return self[name]
 
 
 @dataclass(frozen=True)
 class SchedulerFile:
     """What Diffusers' scheduler classes ask of another: `EulerDiscreteScheduler.from_config(pipe.scheduler.config)`."""
 
-    config: dict[str, Any]
+    config: SchedulerConfig
 
 
 class DiffusersNames:
     """Methods and properties of Diffusers' pipelines, over the parts that ours has."""
 
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
     vae: AutoencoderKL
     scheduler_config: dict[str, Any]
+    _interrupt = False  # a callback that sets it ends the run after its step, see `miniai.sd.step_callback`
 
     @property
     def scheduler(self) -> SchedulerFile:
         """For programs written for Diffusers: they may put one of its schedulers here, which then names the sampler."""
-        return SchedulerFile(self.scheduler_config)
+        return SchedulerFile(SchedulerConfig(self.scheduler_config))
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         config = dict(scheduler.config)
         named = isinstance(scheduler, SchedulerFile)
         self.scheduler_config = config if named else config | {"_class_name": type(scheduler).__name__}
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        device: str | torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        clip_skip: int | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"] | None]:
+        """(prompt_embeds, negative_prompt_embeds), one for each picture, for a call of the pipeline; without guidance
+        the second is None. `device` is where they go; None is where the text encoder is."""
+        reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip)
+        with torch.no_grad():
+            both = reader.read(prompt, negative_prompt, None, None, guidance=do_classifier_free_guidance)
+        condition, negative = (
+            text.to(device or text.device).repeat_interleave(num_images_per_prompt, 0) for text in both
+        )
+        return condition, negative if do_classifier_free_guidance else None
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""

@@ -92,7 +92,7 @@ def read_folder(
         ),
         unet=read_module(UNET_WEIGHTS, lambda *c: UNet2DConditionModel(UNetConfig.from_dict(*c))),
         vae=read_module(VAE_WEIGHTS, lambda *c: AutoencoderKL(VAEConfig.from_dict(*c)), vae_names),
-        scheduler_config=_read_scheduler(folder / SCHEDULER),
+        scheduler_config=read_scheduler(folder / SCHEDULER),
     )
     check_fit(str(folder), components)
     return components
@@ -173,7 +173,7 @@ def _fill(
     return module.eval()
 
 
-def _read_scheduler(path: Path) -> dict[str, Any]:
+def read_scheduler(path: Path) -> dict[str, Any]:
     """The raw content, since each sampler has its own defaults for missing keys; checked with those of one of them."""
     values = _read_object(path)
     schedule_config(values, SAMPLERS["ddim"], str(path))

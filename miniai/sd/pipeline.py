@@ -1,9 +1,8 @@
 """Text to image, whole: the prompt through tokenizer and text encoder, noise through a sampler on the guided U-Net,
 latents through the decoder (Rombach et al. 2022)."""
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,9 +14,7 @@ from miniai.base.errors import UserError
 from miniai.base.images import to_pil
 from miniai.base.memory import give_back_memory, give_back_unwritten
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
-from miniai.diffusion.ladder import Ladder
-from miniai.diffusion.samplers import Callback, no_callback
-from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
+from miniai.diffusion.sampling import find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
@@ -37,13 +34,11 @@ from miniai.sd.request_checks import (
     noise_interval,
     spread_generators,
 )
-from miniai.sd.safety import SafetyFlags, read_safety_checker
+from miniai.sd.safety import SafetyFlags, has_safety_checker, read_safety_checker
 from miniai.sd.single_file import read_single_file, read_vae
 from miniai.sd.start import make_start
+from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step
 from miniai.sd.tokenizer import CLIPTokenizer
-
-# callback(pipeline, step, timestep, {"latents": ..., "denoised": ...}) -> a dict with other "latents", or None
-StepCallback = Callable[["StableDiffusionPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 class StableDiffusionPipeline(DiffusersNames):
@@ -77,22 +72,25 @@ class StableDiffusionPipeline(DiffusersNames):
         device: str | torch.device = "cpu",
         *,
         vae: AutoencoderKL | str | os.PathLike[str] | None = None,
+        scheduler: Any = None,
         variant: str | None = None,
         revision: str = "main",
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = True,
         use_safetensors: bool | None = None,
-        safety_checker: bool | None = None,
+        safety_checker: bool | None = True,
         requires_safety_checker: bool = False,
     ) -> "StableDiffusionPipeline":
         """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
 
         - vae: an autoencoder, or the file or folder of one, in the place of the folder's own.
+        - scheduler: one of Diffusers', which names the sampler in the place of the folder's scheduler_config.json.
         - variant: "fp16" reads half the bytes, where the folder has them.
         - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
         - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
-        - safety_checker: True has the folder's own say of each picture, in `nsfw_content_detected`, whether it would
-          keep it; no picture is changed. `requires_safety_checker` is there for scripts written for Diffusers.
+        - safety_checker: the folder's own, if it has one, says of each picture, in `nsfw_content_detected`, whether it
+          would blank it; no picture is changed. None or False leaves it unread. `requires_safety_checker` is there for
+          programs written for Diffusers.
 
         Raises UserError as `find_model` and `read_folder` do.
         """
@@ -104,8 +102,13 @@ class StableDiffusionPipeline(DiffusersNames):
             own = vae if isinstance(vae, AutoencoderKL) else read_vae(vae, torch_dtype, torch.device(device))
             parts = replace(parts, vae=own.to(torch.device(device), torch_dtype).eval())
             check_fit(str(found), parts)
-        flags = read_safety_checker(found, torch_dtype, torch.device(device), variant) if safety_checker else None
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags).packed()
+        flags = None
+        if safety_checker and has_safety_checker(found):
+            flags = read_safety_checker(found, torch_dtype, torch.device(device), variant)
+        pipe = cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags)
+        if scheduler is not None:
+            pipe.scheduler = scheduler
+        return pipe.packed()
 
     @classmethod
     def from_single_file(
@@ -117,12 +120,18 @@ class StableDiffusionPipeline(DiffusersNames):
         tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
         vae: AutoencoderKL | str | os.PathLike[str] | None = None,
         prediction_type: PredictionType | None = None,
+        config: str | os.PathLike[str] | None = None,
+        local_files_only: bool = True,
+        use_safetensors: bool | None = None,
+        safety_checker: None = None,
     ) -> "StableDiffusionPipeline":
         """Read a .safetensors or .ckpt file of Stable Diffusion 1.x or 2.x, offline.
 
         `miniai.sd.deduced_configs` says what is deduced and how; arguments and errors are those of `read_single_file`.
+        What follows `config` is there for programs written for Diffusers: nothing is fetched, the name of the file says
+        how it is read, and it has no safety checker.
         """
-        parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type)
+        parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type, config)
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
 
     def packed(self) -> "StableDiffusionPipeline":
@@ -216,7 +225,8 @@ class StableDiffusionPipeline(DiffusersNames):
           half the time. None is everywhere. See `guided`.
         - cache_interval, cache_branch_id: how many steps in a row share the U-Net's deep features, which is faster and
           less exact, and how many layers are not deep. See `ReusedDeepFeatures`.
-        - callback_on_step_end: see `StepCallback`; it may change "latents", and raise `StopSampling` to end early.
+        - callback_on_step_end: see `StepCallback`; it may change "latents", and end early: by raising `StopSampling`
+          with the estimate of its step, by setting `_interrupt`, as in Diffusers, with the latents.
 
         Raises UserError for a request that cannot be met.
         """
@@ -241,7 +251,8 @@ class StableDiffusionPipeline(DiffusersNames):
         schedule = NoiseSchedule(schedule_config(self.scheduler_config, method, SCHEDULER))
         ladder = method.ladder(schedule, num_inference_steps)
         n_skipped = skipped_steps(num_inference_steps, strength, source.mask is not None) if source else 0
-        ladder = ladder.after(n_skipped) if n_skipped else ladder
+        doubles = method.name == "pndm" and n_skipped > 1  # Diffusers' list has PNDM's second timestep twice
+        ladder = ladder.after(n_skipped - doubles) if n_skipped else ladder
 
         # 4. The noise to start from, and the picture's latents
         start = make_start(
@@ -255,21 +266,25 @@ class StableDiffusionPipeline(DiffusersNames):
         denoiser = NetworkDenoiser(start.network(network), schedule, ladder, self.dtype)
         guidance: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
         prompted = guided(denoiser, condition, unconditional, scale, **guidance)
-        after_step = self.step_callback(callback_on_step_end, method, ladder)
+        after_step = after_each_step(self, callback_on_step_end, method, ladder)
         if start.region:
             prompted, after_step = start.region.denoiser(prompted, ladder), start.region.callback(after_step, ladder)
 
         # 6. Step by step, noise becomes latents
-        options: dict[str, Any] = {"eta": eta} if method.name == "ddim" else {}
-        painted = sample(
-            *(method, prompted, ladder, start.noise),
-            x0=start.x0,
-            noise=fresh_noise(shape, generators, start.noise),
-            callback=after_step,
-            clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
-            prediction_type=kind,
-            **options,
-        )
+        options: dict[str, dict[str, Any]] = {"ddim": {"eta": eta}, "pndm": {"second_step_unasked": doubles}}
+        self._interrupt = False
+        try:
+            painted = sample(
+                *(method, prompted, ladder, start.noise),
+                x0=start.x0,
+                noise=fresh_noise(shape, generators, start.noise),
+                callback=after_step,
+                clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
+                prediction_type=kind,
+                **options.get(method.name, {}),
+            )
+        except Interrupted as stop:
+            painted = stop.latents
 
         # 7. Latents become pictures
         if output_type == "latent":
@@ -300,21 +315,6 @@ class StableDiffusionPipeline(DiffusersNames):
     def encode_text(self, texts: list[str]) -> Float[Tensor, "b n d"]:
         """One vector for each token of each text."""
         return PromptReader(self.tokenizer, self.text_encoder).encode(texts).to(self.dtype)
-
-    def step_callback(self, callback: StepCallback | None, sampler: Sampler, ladder: Ladder) -> Callback:
-        """`callback` as samplers call theirs. It sees latents in the coordinates that Diffusers shows for this sampler:
-        x0 + sigma * eps for Euler and its relatives, that divided by sqrt(1 + sigma^2) for the others."""
-        if callback is None:
-            return no_callback
-
-        def after_step(i: int, x: Tensor, sigma: float, x0: Tensor) -> Tensor | None:
-            scale = 1 / math.hypot(1, sigma) if sampler.rule.unit_start else 1.0
-            seen = {"latents": x * scale, "denoised": x0}
-            answer = callback(self, i, float(ladder.timesteps[i]), dict(seen)) or {}
-            changed = answer.get("latents", seen["latents"])
-            return None if changed is seen["latents"] else changed.to(x) / scale
-
-        return after_step
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Latents, scaled as the U-Net sees them, to pictures, float32 in about [-1, 1]."""

@@ -77,11 +77,17 @@ def prepare(image: Image.Image, resized: int, cut: int) -> Float[Tensor, "1 3 h 
     return ((levels - torch.tensor(_MEAN)) / torch.tensor(_STD)).permute(2, 0, 1)[None]
 
 
+def has_safety_checker(folder: Path) -> bool:
+    """Whether a model folder has a safety checker and names it in its index."""
+    entry = read_json(folder / "model_index.json").get("safety_checker")
+    return entry not in (None, [None, None]) and (folder / "safety_checker").is_dir()
+
+
 def read_safety_checker(folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None) -> SafetyFlags:
     """The safety checker of a model folder. Raises UserError if it has none, or it is damaged."""
     part = folder / "safety_checker"
     if not part.is_dir():
-        raise UserError(f"{folder} has no safety checker: leave out safety_checker=True")
+        raise UserError(f"{folder} has no safety checker: get the folder again")
     config = read_json(part / "config.json")
     path = folder / "feature_extractor" / "preprocessor_config.json"
     pixels = read_json(path) if path.is_file() else {}

@@ -18,8 +18,16 @@ from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.added_tokens import AddedToken
 from miniai.sd.deduced_configs import predicts, scheduler_config, text_config, unet_config, vae_config
-from miniai.sd.folder import SUPPORTED, VAE_WEIGHTS, Components, check_fit, read_vae_folder
-from miniai.sd.hub import cached_snapshot, default_cache
+from miniai.sd.folder import (
+    SCHEDULER,
+    SUPPORTED,
+    VAE_WEIGHTS,
+    Components,
+    check_fit,
+    read_scheduler,
+    read_vae_folder,
+)
+from miniai.sd.hub import cached_snapshot, default_cache, find_model
 from miniai.sd.ldm_names import CLIP, OPEN_CLIP, UNET, VAE, text_from_open_clip, under, unet_from_ldm, vae_from_ldm
 from miniai.sd.tensor_names import text_encoder_names, vae_names
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -59,12 +67,15 @@ def read_single_file(
     tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
     vae: AutoencoderKL | str | os.PathLike[str] | None = None,
     prediction_type: PredictionType | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> Components:
     """Read a checkpoint; its weights come in `dtype` on `device`, in `eval` mode.
 
     - tokenizer: one, or the folder of one or of a model that has one; None looks through the local Hugging Face cache.
     - vae: one, or the file or folder of one, in the place of the file's own.
     - prediction_type: None is deduced, see `predicts`.
+    - config: folder, or hub id in the local cache, of a model whose tokenizer and scheduler file are used, with
+      everything that the other arguments leave open; its weights may be missing.
 
     Averaged weights (EMA) beside those that were trained are left alone, as is all else that painting does not need.
     Raises UserError for a file that is missing, damaged, of another family or not whole, and if there is no tokenizer.
@@ -79,7 +90,9 @@ def read_single_file(
     if not text:
         raise UserError(f"{where} has no text encoder ({CLIP}... or {OPEN_CLIP}...): get a file that is whole")
     notes = read_metadata(path) if path.suffix == ".safetensors" else {}
-    kind = prediction_type or predicts(unet, is_2, tensors, notes)
+    home = None if config is None else find_model(config)
+    schedule = None if home is None else read_scheduler(home / SCHEDULER)
+    kind = prediction_type or (schedule or {}).get("prediction_type") or predicts(unet, is_2, tensors, notes)
     sample_size = 96 if is_2 and kind == "v_prediction" else 64
     tensors = under(VAE, tensors)  # whatever else there is goes, and each of the others when it is converted
 
@@ -87,11 +100,11 @@ def read_single_file(
         return _build(build, given, where, dtype, device)
 
     components = Components(
-        tokenizer=find_tokenizer(tokenizer, pads_with_first=is_2),
+        tokenizer=find_tokenizer(home if tokenizer is None else tokenizer, pads_with_first=is_2),
         text_encoder=make(lambda: CLIPTextModel(text_config(text, "gelu" if is_2 else "quick_gelu", where)), text),
         unet=make(lambda: UNet2DConditionModel(unet_config(unet, sample_size, where)), unet),
         vae=_choose_vae(vae, tensors, where, dtype, device),
-        scheduler_config=scheduler_config(kind, is_2),
+        scheduler_config={**schedule, "prediction_type": kind} if schedule else scheduler_config(kind, is_2),
     )
     check_fit(where, components)
     return components

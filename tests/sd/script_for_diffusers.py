@@ -65,12 +65,43 @@ result = pipe(
 np.save(out / "embeds.npy", result.images.numpy())
 pipe.save_pretrained(out / "saved", safe_serialization=True)
 
+embeds, negative = pipe.encode_prompt("a cat", "cpu", 2, True, "red")
+generators = [torch.Generator().manual_seed(i) for i in range(2)]
+result = pipe(
+    prompt_embeds=embeds,
+    negative_prompt_embeds=negative,
+    num_inference_steps=3,
+    generator=generators,
+    output_type="pt",
+)
+np.save(out / "encoded.npy", result.images.numpy())
+assert pipe.encode_prompt("a cat", "cpu", 1, False)[1] is None
+assert (pipe.scheduler.config.beta_schedule, pipe.scheduler.config["steps_offset"]) == ("scaled_linear", 1)
+
+
+def stop_after_two(pipe, step, timestep, callback_kwargs):
+    if step == 1:
+        pipe._interrupt = True
+    return callback_kwargs
+
+
+for scheduler in (EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    result = pipe(
+        "a cat",
+        num_inference_steps=6,
+        generator=torch.manual_seed(0),
+        callback_on_step_end=stop_after_two,
+        output_type="latent",
+    )
+    np.save(out / f"stopped_{scheduler.__name__}.npy", result.images.numpy())
+
 start = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 mask = Image.fromarray(np.pad(np.full((8, 8), 255, dtype=np.uint8), 4))
 
-from_image = StableDiffusionImg2ImgPipeline.from_pretrained(out / "saved", safety_checker=None)
+ancestral = EulerAncestralDiscreteScheduler.from_pretrained(out / "saved", subfolder="scheduler")
+from_image = StableDiffusionImg2ImgPipeline.from_pretrained(out / "saved", safety_checker=None, scheduler=ancestral)
 from_image.set_progress_bar_config(disable=True)
-from_image.scheduler = EulerAncestralDiscreteScheduler.from_config(from_image.scheduler.config)
 generator = torch.Generator().manual_seed(5)
 result = from_image(prompt="a rocket", image=start, strength=0.5, num_inference_steps=6, generator=generator)
 result.images[0].save(out / "from_image.png")

@@ -16,12 +16,23 @@ SD_SCHEDULE: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-# Like Stable Diffusion 1 and 2 in the small, and one trained with zero terminal SNR.
+# Like Stable Diffusion 1 and 2 in the small, one deeper and of other heads at each level, and one trained with zero
+# terminal SNR.
 FLAVOURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "epsilon": (SD_SCHEDULE, {"attention_head_dim": 2}),
     "v_prediction": (
         SD_SCHEDULE | {"prediction_type": "v_prediction"},
         {"attention_head_dim": (2, 4), "use_linear_projection": True},
+    ),
+    "three_levels": (
+        SD_SCHEDULE,
+        {
+            "attention_head_dim": (1, 2, 4),
+            "block_out_channels": (8, 16, 24),
+            "layers_per_block": 2,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        },
     ),
     "inpainting": (SD_SCHEDULE, {"attention_head_dim": 2, "in_channels": 9}),
     "zero_snr": (

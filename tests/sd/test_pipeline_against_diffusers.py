@@ -27,7 +27,7 @@ class Pair:
     ours: StableDiffusionPipeline
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "zero_snr"])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "three_levels", "zero_snr"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Made by Diffusers, saved by Diffusers, read by us."""
     folder = tmp_path_factory.mktemp(request.param)

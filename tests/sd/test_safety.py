@@ -44,6 +44,9 @@ def prepared(n: int) -> torch.Tensor:
 @pytest.fixture
 def folder(theirs: StableDiffusionSafetyChecker, tmp_path: Path) -> Path:
     tiny_pipeline().save_pretrained(tmp_path)
+    index = read_json(tmp_path / "model_index.json")
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    write_json(tmp_path / "model_index.json", index)
     theirs.save_pretrained(tmp_path / "safety_checker")
     extractor = transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     extractor.save_pretrained(tmp_path / "feature_extractor")
@@ -74,9 +77,9 @@ def test_pictures_are_prepared_as_transformers_prepares_them(width: int, height:
 def test_flags_come_with_the_pictures_and_change_none(folder: Path) -> None:
     request = {"prompt": "a cat", "num_inference_steps": 2, "num_images_per_prompt": 2, "output_type": "np"}
     request["latents"] = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    plain = StableDiffusionPipeline.from_pretrained(folder)(**request)
+    plain = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)(**request)
     assert plain.nsfw_content_detected is None
-    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
     with torch.no_grad():
         assert pipe.safety_flags is not None
         pipe.safety_flags.checker.concept_embeds_weights.fill_(-2)  # everything is beyond
@@ -98,17 +101,24 @@ def test_names_from_before_transformers_5_are_read(folder: Path) -> None:
     assert read_safety_checker(folder, torch.float32, CPU, None)(pictures(9)) == new_flags
 
 
-def test_a_checker_that_is_missing_or_damaged_is_a_user_error(folder: Path, tmp_path: Path) -> None:
+def test_a_checker_that_is_damaged_is_a_user_error(folder: Path) -> None:
     config = folder / "safety_checker" / "config.json"
     values = read_json(config)
     for change, complaint in (({"vision_config": None}, "cannot be built"), ({"projection_dim": 13}, "has shape")):
         write_json(config, values | change)
         with pytest.raises(UserError, match=complaint):
-            StableDiffusionPipeline.from_pretrained(folder, safety_checker=True)
+            StableDiffusionPipeline.from_pretrained(folder)
+        StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)  # then nobody reads it
     write_json(config, values)
     write_json(folder / "feature_extractor" / "preprocessor_config.json", {"size": "large"})
     with pytest.raises(UserError, match=r"preprocessor_config.json describes .*size is 'large'"):
-        StableDiffusionPipeline.from_pretrained(folder, safety_checker=True)
+        StableDiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_folder_without_a_checker_or_whose_index_names_none_gives_no_flags(folder: Path, tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "without")
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "without").safety_flags is None
+    write_json(folder / "model_index.json", read_json(folder / "model_index.json") | {"safety_checker": [None, None]})
+    assert StableDiffusionPipeline.from_pretrained(folder).safety_flags is None
     with pytest.raises(UserError, match="has no safety checker"):
-        StableDiffusionPipeline.from_pretrained(tmp_path / "without", safety_checker=True)
+        read_safety_checker(tmp_path / "without", torch.float32, CPU, None)

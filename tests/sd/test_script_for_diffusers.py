@@ -4,6 +4,7 @@ import json
 import runpy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 from sd_oracle import make_diffusers_pipeline
 from tiny_model import tiny_pipeline
+
+import miniai
 
 SCRIPT = Path(__file__).with_name("script_for_diffusers.py")
 IMPORT = "from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline"
@@ -32,11 +35,9 @@ def test_a_program_written_for_diffusers_makes_the_same_with_its_import_changed(
     source = SCRIPT.read_text()
     assert source.count(IMPORT) == 1
     theirs = run(source, tmp_path / "model", tmp_path / "theirs")
-    ours = run(
-        source.replace(IMPORT, IMPORT.replace("diffusers", "miniai.sd.pipeline")), tmp_path / "model", tmp_path / "ours"
-    )
+    ours = run(source.replace(IMPORT, IMPORT.replace("diffusers", "miniai")), tmp_path / "model", tmp_path / "ours")
     names = sorted(path.name for path in theirs.glob("*.*") if path.suffix in (".png", ".npy"))
-    assert len(names) == 9
+    assert len(names) == 12
     for name in names:
         if name.endswith(".npy"):
             np.testing.assert_allclose(np.load(ours / name), np.load(theirs / name), rtol=1e-3, atol=1e-3)
@@ -63,6 +64,23 @@ def test_a_scheduler_of_diffusers_names_the_sampler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
 def test_diffusers_names_of_the_pipeline_are_known(name: str) -> None:
-    from miniai.sd import pipeline
+    assert getattr(miniai, name) is miniai.StableDiffusionPipeline
 
-    assert getattr(pipeline, name) is pipeline.StableDiffusionPipeline
+
+def test_a_run_that_was_interrupted_does_not_interrupt_the_next() -> None:
+    pipe = tiny_pipeline()
+    steps: list[int] = []
+
+    def stop_once(pipe: Any, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        pipe._interrupt = len(steps) == 1
+        return tensors
+
+    for _ in range(2):
+        pipe("a cat", num_inference_steps=3, callback_on_step_end=stop_once, output_type="latent")
+    assert steps == [0, 0, 1, 2]
+
+
+def test_a_key_that_the_scheduler_file_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"scheduler_config.json has no timestep_spacing"):
+        tiny_pipeline().scheduler.config.timestep_spacing  # noqa: B018

@@ -16,6 +16,7 @@ from sd_oracle import relative_error
 from tiny_model import tiny_tokenizer
 
 from miniai.base.errors import UserError
+from miniai.base.files import read_json, write_json
 from miniai.base.images import open_image
 from miniai.base.weights import read_weights, without_memory, write_weights
 from miniai.cli import run
@@ -106,19 +107,38 @@ def test_the_command_line_paints_from_a_single_file_what_diffusers_paints(
     ours = np.asarray(open_image(Path("a-cat.png"))) / 255
     assert ours.shape == theirs.shape == (16, 16, 3)
     assert abs(ours - theirs).max() < 1 / 255
+    assert run(["generate", "a cat", *files, *size, "--prediction-type", "v_prediction"]) == 0
+    otherwise = np.asarray(open_image(Path("a-cat-2.png"))) / 255
+    assert abs(otherwise - theirs).max() > 0.05
 
 
 def test_diffusers_paints_the_same_from_the_same_file(one: Model, tmp_path: Path) -> None:
     one.theirs.save_pretrained(tmp_path / "config")
     for weights in (tmp_path / "config").rglob("*.safetensors"):
         weights.unlink()
-    theirs = diffusers.StableDiffusionPipeline.from_single_file(
-        one.file, config=str(tmp_path / "config"), local_files_only=True, safety_checker=None
-    )
+    options: dict[str, Any] = {"config": str(tmp_path / "config"), "local_files_only": True, "safety_checker": None}
+    theirs = diffusers.StableDiffusionPipeline.from_single_file(one.file, **options)
     theirs.set_progress_bar_config(disable=True)
+    told = StableDiffusionPipeline.from_single_file(one.file, **options)  # the same keywords, and no other
+    assert told.scheduler_config["_class_name"] == type(theirs.scheduler).__name__
     request: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "latent"}
     request["latents"] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert relative_error(one.ours()(**request, height=16, width=16).images, theirs(**request).images) < 1e-4
+    expected = theirs(**request).images
+    for ours in (one.ours(), told):
+        assert relative_error(ours(**request, height=16, width=16).images, expected) < 1e-4
+
+
+def test_a_folder_given_as_config_says_what_the_file_predicts(one: Model, tmp_path: Path) -> None:
+    one.theirs.save_pretrained(tmp_path)
+    schedule = read_json(tmp_path / "scheduler" / "scheduler_config.json") | {"prediction_type": "v_prediction"}
+    write_json(tmp_path / "scheduler" / "scheduler_config.json", schedule | {"_class_name": "HeunDiscreteScheduler"})
+    told = StableDiffusionPipeline.from_single_file(one.file, config=tmp_path)
+    assert told.scheduler_config["prediction_type"] == "v_prediction"
+    assert told.scheduler_config["_class_name"] == "HeunDiscreteScheduler"
+    again = StableDiffusionPipeline.from_single_file(one.file, config=tmp_path, prediction_type="epsilon")
+    assert again.scheduler_config["prediction_type"] == "epsilon"
+    with pytest.raises(UserError, match="scheduler_config.json is missing"):
+        StableDiffusionPipeline.from_single_file(one.file, config=tmp_path / "unet")
 
 
 def test_a_pickled_file_reads_like_safetensors(one: Model, tmp_path: Path) -> None:
