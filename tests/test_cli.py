@@ -357,6 +357,8 @@ def test_only_what_the_mask_shows_white_is_painted_anew(miniai: Any) -> None:
         (("--guidance-rescale", "2"), "error: --guidance-rescale 2.0 is out of range: give 0 to 1"),
         (("--eta", "2"), "error: --eta 2.0 is out of range: give 0 to 1"),
         (("--prompt-syntax", "html"), "error: --prompt-syntax html is not there: give plain or a1111 or comfyui"),
+        (("--prediction-type", "x0"), "error: --prediction-type x0 is not there: give epsilon or v_prediction"),
+        (("--prediction-type", "epsilon"), "error: --prediction-type is for a single file: "),
         (("--long-prompts", "eat"), "error: --long-prompts eat is not there: give cut or chunks"),
         (("--vae", "nowhere"), "error: "),
         (("--clip-skip", "9"), "error: clip_skip 9 is not possible: the text encoder has 2 layers"),
@@ -388,3 +390,14 @@ def test_another_vae_paints_otherwise(miniai: Any, tmp_path: Path) -> None:
     for name, arguments in (("own", ()), ("other", ("--vae", str(tmp_path / "other")))):
         assert miniai("generate", "a cat", *arguments, "--out", f"{name}.png").code == 0
     assert (pixels("own.png") != pixels("other.png")).any()
+
+
+def test_weights_that_stand_under_the_name_of_a_variant_are_read_where_it_is_asked_for(miniai: Any) -> None:
+    tiny_pipeline().save_pretrained("half")
+    for part in ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        Path(f"half/{part}.safetensors").rename(f"half/{part}.fp16.safetensors")
+    refused = miniai("generate", "a cat", "--model", "half")
+    assert (refused.code, "ask for variant 'fp16'" in refused.err) == (2, True)
+    assert miniai("generate", "a cat", "--model", "half", "--variant", "fp16", "--out", "half.png").code == 0
+    assert miniai("generate", "a cat", "--out", "whole.png").code == 0
+    assert (pixels("half.png") == pixels("whole.png")).all()

@@ -40,6 +40,13 @@ def generate(
             help="For a single file: folder with CLIP's vocab.json and merges.txt.", show_default="the cache's"
         ),
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="fp16: read the weights that a folder has by that name.", show_default="none")
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +144,8 @@ def generate(
         long_prompts=long_prompts,
         vae=vae,
         tokenizer=tokenizer,
+        variant=variant,
+        prediction_type=prediction_type,
         guidance_interval=guidance_interval,
         cache_interval=cache_interval,
         compiled=compiled,

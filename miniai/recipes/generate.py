@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -75,9 +76,16 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
         check_compiler("inductor", device)
     dtype, vae = pick_dtype(request.dtype, device), request.vae
     if model.is_file():
-        pipe = StableDiffusionPipeline.from_single_file(model, dtype, device, tokenizer=request.tokenizer, vae=vae)
+        kind: Any = request.prediction_type
+        pipe = StableDiffusionPipeline.from_single_file(
+            model, dtype, device, tokenizer=request.tokenizer, vae=vae, prediction_type=kind
+        )
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(model, dtype, device, vae=vae)
+        if request.prediction_type is not None:
+            raise UserError(f"--prediction-type is for a single file: {model} says by itself what it predicts")
+        pipe = StableDiffusionPipeline.from_pretrained(
+            model, dtype, device, vae=vae, variant=request.variant, safety_checker=None
+        )
     if request.vae_tiling:
         pipe.enable_vae_tiling()
     if request.vae_slicing:

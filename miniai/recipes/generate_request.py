@@ -19,6 +19,7 @@ MAX_GUIDANCE_SCALE = 100
 MAX_CLIP_SKIP = 64
 PROMPT_SYNTAXES = ("plain", "a1111", "comfyui")
 LONG_PROMPTS = ("cut", "chunks")
+PREDICTION_TYPES = ("epsilon", "v_prediction", None)
 MAX_SEED = 2**63 - 1
 
 
@@ -31,6 +32,8 @@ class GenerateRequest:
     - model: folder of a model, a single checkpoint file, or a hub id in the local Hugging Face cache; None is the one
       in the package.
     - vae: file or folder of another autoencoder; tokenizer: folder of one, for single files, which have none.
+    - variant: "fp16", for folders that have their weights by that name; prediction_type: "epsilon" or "v_prediction",
+      what a single file's U-Net predicts, where it is not deduced rightly.
     - out: name of the picture, or a folder to put it in. None is a free name made from the prompt, in this folder.
     - animate: name of a GIF of the denoising.
     - width, height: in pixels; None is the size of `image`, or without one what the model was trained on.
@@ -71,6 +74,8 @@ class GenerateRequest:
     long_prompts: str = "cut"
     vae: Path | None = None
     tokenizer: Path | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
     vae_tiling: bool = False
     vae_slicing: bool = False
     guidance_interval: tuple[float, float] | None = None
@@ -108,9 +113,10 @@ def check_request(request: GenerateRequest) -> None:
     for option, value, known in (
         ("--prompt-syntax", request.prompt_syntax, PROMPT_SYNTAXES),
         ("--long-prompts", request.long_prompts, LONG_PROMPTS),
+        ("--prediction-type", request.prediction_type, PREDICTION_TYPES),
     ):
         if value not in known:
-            raise UserError(f"{option} {value} is not there: give {' or '.join(known)}")
+            raise UserError(f"{option} {value} is not there: give {' or '.join(filter(None, known))}")
     if request.image is None and (request.strength is not None or request.mask is not None):
         option = "--strength" if request.mask is None else "--mask"
         raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")
