@@ -13,6 +13,8 @@ from torch import Tensor
 from miniai.base.files import atomic_file
 
 Line = tuple[Sequence[int | float], Sequence[int | float]]
+MANY_LINES = 6  # a legend of more stands beside the plot, where it hides none of them
+FEW_TICKS = 12
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ def curves(
     _draw_lines(axes, lines, xlabel, ylabel)
     axes.set_yscale("log" if log_y else "linear")
     axes.set_xscale("log" if log_x else "linear")
+    places = sorted({x for xs, _ in lines.values() for x in xs})
+    if log_x and len(places) <= FEW_TICKS:  # the numbers that were chosen, not powers of ten
+        axes.set_xticks(places, labels=[f"{x:g}" for x in places])
+        axes.minorticks_off()
     return _finish(figure, path)
 
 
@@ -58,11 +64,15 @@ def heatmaps(
     xlabel: str,
     ylabel: str,
     n_columns: int = 2,
+    size: tuple[int | float, int | float] | None = None,
 ) -> Plot:
-    """Draw each named table of numbers as colours, row 0 at the bottom, into one PNG at `path` (None: no file)."""
+    """Draw each named table of numbers as colours, row 0 at the bottom, into one PNG at `path` (None: no file). Axes
+    are numbered from 0 to `size`, (across, up); without it, by columns and rows."""
     figure, places = _panels(len(pictures), n_columns)
     for axes, (title, picture) in zip(places, pictures.items(), strict=True):
-        axes.imshow(picture.detach().float().cpu().numpy(), origin="lower", aspect="auto", interpolation="nearest")
+        numbers = picture.detach().float().cpu().numpy()
+        extent = None if size is None else (0, size[0], 0, size[1])
+        axes.imshow(numbers, origin="lower", aspect="auto", interpolation="nearest", extent=extent)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -92,7 +102,9 @@ def _draw_lines(axes: Any, lines: Mapping[str, Line], xlabel: str, ylabel: str, 
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
-    if legend and len(lines) > 1:
+    if legend and len(lines) > MANY_LINES:
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
+    elif legend and len(lines) > 1:
         axes.legend()
 
 

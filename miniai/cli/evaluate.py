@@ -100,43 +100,6 @@ def contact_sheet(
     typer.echo(path)
 
 
-@app.command("fashion")
-def fashion(
-    model: Annotated[Path, typer.Option(help="Folder of a training of fashion-ddpm or its siblings.")],
-    classifier: Annotated[Path, typer.Option(help="Folder of a training of fashion-classifier: the judge.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for figures and a sheet.", show_default="that of --model")
-    ] = None,
-    n: Annotated[int, typer.Option(help="Pictures to paint, 64 to 60000; below 2048 FID is biased.")] = 2048,
-    sampler: Annotated[str | None, typer.Option(help="As for generate.", show_default="the recipe's")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.", show_default="the recipe's")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the class rules, 0 to 100.", show_default="the recipe's")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
-    device: Device = "auto",
-) -> None:
-    """Paint clothes and measure FID beside that of real ones; and how many are of the class that was asked for."""
-    generate_request.check_ranges(
-        ("--n", n, 64, 60000, "pictures"),
-        ("--steps", steps, 1, generate_request.MAX_STEPS, "steps"),
-        ("--guidance-scale", guidance_scale, 0, generate_request.MAX_GUIDANCE_SCALE, ""),
-    )
-    from miniai.recipes.evaluate_fashion import evaluate_fashion
-
-    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale}
-    found = evaluate_fashion(model, classifier, data=data, out=out, n=n, seed=seed, device=device, **options)
-    typer.echo(
-        f"FID {found['fid']:.3f}, of as many real pictures {found['fid_of_real']:.3f}: ratio {found['ratio']:.2f}"
-    )
-    if "read_as_asked" in found:
-        typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")
-
-
 @app.command("folders")
 def folders(
     a: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, of any size.", show_default=False)],

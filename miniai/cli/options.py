@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from miniai.base.errors import UserError
+
 Model = Annotated[
     Path | None, typer.Option(help="Folder of a model in the Diffusers layout.", show_default="the packaged one")
 ]
@@ -26,6 +28,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(option: str, text: str, whole: bool = False) -> list[int | float]:
+    """Those in `text`, separated by commas. Raises UserError, naming `option`, for anything else."""
+    try:
+        return [int(word) if whole else float(word) for word in words(text)]
+    except ValueError as error:
+        kind = "whole numbers" if whole else "numbers"
+        raise UserError(f"{option} {text!r} is not possible: give {kind}, separated by commas") from error
 
 
 @contextmanager

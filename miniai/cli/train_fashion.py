@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.base.errors import UserError
-from miniai.cli.options import Device, stage_stops, words
+from miniai.cli.options import Device, numbers, stage_stops, words
 from miniai.cli.train import FashionData, app
 
 Out = Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples, results.")]
@@ -71,8 +70,8 @@ def sweep(
     from miniai.recipes.sweep import SweepConfig, run_sweep
 
     config = SweepConfig(
-        batch_sizes=tuple(int(value) for value in _numbers("--batch-sizes", batch_sizes, whole=True)),
-        learning_rates=tuple(_numbers("--learning-rates", learning_rates)),
+        batch_sizes=tuple(int(value) for value in numbers("--batch-sizes", batch_sizes, whole=True)),
+        learning_rates=tuple(numbers("--learning-rates", learning_rates)),
         inits=tuple(words(inits)),
         optimizers=tuple(words(optimizers)),
         epochs=epochs,
@@ -83,9 +82,32 @@ def sweep(
         typer.echo(run_sweep(out, config, data=data, resume=resume, device=device), nl=False)
 
 
-def _numbers(option: str, text: str, whole: bool = False) -> list[int | float]:
-    try:
-        return [int(word) if whole else float(word) for word in words(text)]
-    except ValueError as error:
-        kind = "whole numbers" if whole else "numbers"
-        raise UserError(f"{option} {text!r} is not possible: give {kind}, separated by commas") from error
+@app.command("look-inside")
+def look_inside(
+    out: Annotated[Path, typer.Option(help="Folder for the plots.")],
+    data: FashionData = None,
+    init: Annotated[str, typer.Option(help="First weights: torch, glorot, kaiming, lsuv.")] = "kaiming",
+    optimizer: Annotated[str, typer.Option(help="sgd, momentum, rmsprop, adam or adamw.")] = "adamw",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the optimizer.", show_default="the one that is suggested")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures in a step.")] = 128,
+    steps: Annotated[int, typer.Option(help="Steps to train.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a small network for a moment and plot it: search for a rate, loss, activations, histograms, dead units."""
+    from miniai.recipes.look_inside import PLOTS, look_inside
+
+    text = look_inside(
+        out,
+        data=data,
+        init=init,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        steps=steps,
+        seed=seed,
+        device=device,
+    )
+    typer.echo(text + "\n".join(str(out / f"{name}.png") for name in PLOTS))

@@ -113,6 +113,7 @@ def plot_quality(
     figures: Mapping[str, Mapping[int, int | float]],
     real: int | float | None = None,
     name: str = "FID",
+    xlabel: str = "steps",
 ) -> Plot:
     """A figure such as FID over the number of steps (or of calls), a line for each sampler; `real` is the floor.
 
@@ -124,7 +125,7 @@ def plot_quality(
     if real is not None:
         steps = sorted({n for points in figures.values() for n in points})
         lines["real pictures"] = (steps, [real] * len(steps))
-    return curves(path, lines, xlabel="steps", ylabel=name, log_x=True, log_y=True)
+    return curves(path, lines, xlabel=xlabel, ylabel=name, log_x=True, log_y=True)
 
 
 def _shown(images: Images, decode: Decode | None) -> list[Image.Image]:

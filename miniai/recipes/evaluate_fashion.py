@@ -8,18 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from miniai.base.device import pick_device
 from miniai.base.files import write_json
 from miniai.base.images import save_png
+from miniai.diffusion.sampling import find_sampler, n_calls
+from miniai.evaluate.cache import FeatureKey, cached_features, fingerprint
 from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNet
 from miniai.recipes.fashion import PADDING, as_sheet, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
 from miniai.recipes.fashion_diffusion import N_CLASSES
 from miniai.recipes.fashion_latent import load_painter
+from miniai.train.fashion_mnist import LabelledImages
+
+FEATURES = "features"  # folder beside the classifier's weights
+
+
+class Judge:
+    """A classifier, and how it sees the real pictures, which is kept beside its weights.
+
+    Raises UserError if the folder holds no finished training, or the data is not there.
+    """
+
+    def __init__(self, folder: Path, data: Path | None, device: torch.device) -> None:
+        self.network, self.device = load_classifier(folder, device), device
+        self.train, self.test = load_both(data)
+        self._folder, self._name = folder / FEATURES, fingerprint(self.network)
+
+    def fid(self, painted: Float[Tensor, "n 1 h w"]) -> dict[str, float]:
+        """`fid` of painted pictures against the test pictures, `fid_of_real` of as many training pictures, `ratio`."""
+        real = self.of_real(self.test)
+        spread = torch.linspace(0, len(self.train) - 1, min(len(painted), len(self.train))).long()
+        some = LabelledImages(self.train.images[spread], self.train.labels[spread], self.train.source)
+        of_painted = fid(features(self.network, painted, self.device), real)
+        of_real = fid(self.of_real(some), real)
+        return {"fid": of_painted, "fid_of_real": of_real, "ratio": of_painted / of_real}
+
+    def of_real(self, pictures: LabelledImages) -> Float[Tensor, "n d"]:
+        """Features of real pictures: computed once, and then read."""
+        key = FeatureKey(fingerprint(pictures.images), f"padded by {PADDING}, in [-1, 1]", self._name)
+        return cached_features(self._folder, key, lambda: features(self.network, pictures.scaled(PADDING), self.device))
+
+    def read_as(self, painted: Float[Tensor, "n 1 h w"], labels: Int64[Tensor, " n"]) -> float:
+        """The share of pictures that it takes to be of the class that was asked for."""
+        return float((named(self.network, painted, self.device) == labels).float().mean())
 
 
 def evaluate_fashion(
@@ -32,36 +67,33 @@ def evaluate_fashion(
     sampler: str | None = None,
     steps: int | None = None,
     guidance_scale: int | float | None = None,
+    churn: int | float = 0.0,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Paint `n` pictures with the network in the folder `model` and return what `out/evaluation.json` then says; `out`
     (default: `model`) also gets a sheet of them.
 
-    Raises UserError if a folder holds no finished training, or the data is not there.
+    Raises UserError if a folder holds no finished training, the data is not there, or the sampler has no churn.
     """
     place = pick_device(device)
     paint, config = load_painter(model, place)
-    judge = load_classifier(classifier, place)
-    train, test = load_both(data)
+    judge = Judge(classifier, data, place)
     labels = torch.arange(n) % N_CLASSES
     options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
-    painted = paint(labels, seed=seed, **options)
-    real = features(judge, test.scaled(PADDING), place)
-    spread = torch.linspace(0, len(train) - 1, min(n, len(train))).long()
-    of_painted = fid(features(judge, painted, place), real)
-    of_real = fid(features(judge, train.scaled(PADDING)[spread], place), real)
+    chosen = {name: getattr(config, name) if value is None else value for name, value in options.items()}
+    painted = paint(labels, seed=seed, churn=churn, **options)
     results: dict[str, Any] = {
         "kind": config.kind,
         "n": n,
-        **{name: getattr(config, name) if value is None else value for name, value in options.items()},
+        **chosen,
+        "calls": n_calls(find_sampler(chosen["sampler"]), chosen["n_steps"]),
+        "churn": churn,
         "seed": seed,
-        "fid": of_painted,
-        "fid_of_real": of_real,
-        "ratio": of_painted / of_real,
+        **judge.fid(painted),
     }
     if config.knows_classes:
-        results["read_as_asked"] = float((named(judge, painted, place) == labels).float().mean())
+        results["read_as_asked"] = judge.read_as(painted, labels)
     folder = out or model
     folder.mkdir(parents=True, exist_ok=True)
     save_png(folder / "painted.png", as_sheet(painted[:200], n_columns=20))
@@ -70,13 +102,13 @@ def evaluate_fashion(
 
 
 @torch.no_grad()
-def features(judge: ResNet, images: Float[Tensor, "n 1 h w"], device: torch.device) -> Float[Tensor, "n d"]:
+def features(network: ResNet, images: Float[Tensor, "n 1 h w"], device: torch.device) -> Float[Tensor, "n d"]:
     """What the classifier's last layer sees of each picture."""
-    return torch.cat([judge.features(part.to(device)).cpu() for part in images.split(BATCH)])
+    return torch.cat([network.features(part.to(device)).cpu() for part in images.split(BATCH)])
 
 
 @torch.no_grad()
-def named(judge: ResNet, images: Float[Tensor, "n 1 h w"], device: torch.device) -> Tensor:
+def named(network: ResNet, images: Float[Tensor, "n 1 h w"], device: torch.device) -> Int64[Tensor, " n"]:
     """The class that the classifier takes each picture to be of; it was trained without the padding."""
     bare = images[:, :, PADDING:-PADDING, PADDING:-PADDING]
-    return torch.cat([judge(part.to(device)).argmax(1).cpu() for part in bare.split(BATCH)])
+    return torch.cat([network(part.to(device)).argmax(1).cpu() for part in bare.split(BATCH)])

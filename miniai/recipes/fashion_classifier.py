@@ -10,19 +10,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from PIL import Image
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
 from miniai.base.files import read_json, write_json
+from miniai.base.images import save_png
+from miniai.diffusion.pictures import as_pictures
 from miniai.nn.resnet import ResNet, ResNetConfig
 from miniai.recipes.fashion import CONFIG, is_trained, load_both, load_model, save_model, start_run
+from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
 from miniai.train.augment import Augment, RandomCrop, RandomErase, RandomFlip
 from miniai.train.data import TensorDataset
-from miniai.train.fashion_mnist import LabelledImages
-from miniai.train.inference import as_it_is, flipped, predict_with_views
+from miniai.train.distributed import is_first
+from miniai.train.fashion_mnist import CLASSES, LabelledImages
+from miniai.train.inference import as_it_is, flipped
 
 BATCH = 500  # pictures at a time where nothing is learned
 
@@ -70,7 +75,7 @@ def train_fashion_classifier(
     config: FashionClassifierConfig | None = None,
 ) -> dict[str, Any]:
     """Train in `out` and return what `out/results.json` then says: accuracy on the test pictures, as they are and by
-    the mean over each and its mirror image.
+    the mean over each and its mirror image; and a sheet of its mistakes.
 
     Raises UserError if the data is not there or `out` is in use.
     """
@@ -91,7 +96,9 @@ def train_fashion_classifier(
         measure_norms(model, pictures[:: max(1, len(pictures) // 8192)], place)
         save_model(model, out)
     results = {"epochs": epochs, **run.record(), **accuracy(model, test, place)}
-    write_json(out / "results.json", results)
+    if is_first():
+        save_png(out / "mistakes.png", mistakes(model, test, place))
+        write_json(out / "results.json", results)
     return results
 
 
@@ -109,10 +116,25 @@ def accuracy(model: nn.Module, test: LabelledImages, device: torch.device) -> di
     """The share of `test` that is named right: as the pictures are, and by the mean over each and its mirror image."""
     plain, both = 0, 0
     for images, labels in zip(test.scaled().split(BATCH), test.labels.split(BATCH), strict=True):
-        images, labels = images.to(device), labels.to(device)
-        plain += int((model(images).argmax(1) == labels).sum())
-        both += int((predict_with_views(model, images, (as_it_is, flipped)).argmax(1) == labels).sum())
+        logits, mirrored = (model(view(images.to(device))).cpu() for view in (as_it_is, flipped))
+        plain += int((logits.argmax(1) == labels).sum())
+        both += int(((logits + mirrored).argmax(1) == labels).sum())
     return {"accuracy": plain / len(test), "accuracy_with_mirror_images": both / len(test)}
+
+
+@torch.no_grad()
+def mistakes(model: nn.Module, test: LabelledImages, device: torch.device, n: int = 40) -> Image.Image:
+    """The pictures of `test` that are named wrong, the surest first: below each, what it is taken for and what it is.
+    Where there are fewer than `n`, those named right with the least confidence follow."""
+    parts = [model(images.to(device)).softmax(1).cpu() for images in test.scaled().split(BATCH)]
+    sure, named = torch.cat(parts).max(dim=1)
+    order = torch.where(named == test.labels, -sure, sure).argsort(descending=True)[:n]
+    pictures = as_pictures(test.scaled()[order])
+    names = []
+    for i in order.tolist():
+        truth = "" if named[i] == test.labels[i] else f" ({CLASSES[test.labels[i]]})"
+        names.append(f"{CLASSES[named[i]]}, {100 * sure[i]:.0f} %{truth}")
+    return labelled_grid(list(zip(pictures, names, strict=True)), 8, "taken for … (but it is …)", zoom=3)
 
 
 def load_classifier(folder: Path, device: torch.device) -> ResNet:

@@ -22,7 +22,7 @@ from miniai.diffusion.continuous_objectives import EDMDenoiser, EDMObjective
 from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, guided
 from miniai.diffusion.ladder import Ladder, karras_sigmas
 from miniai.diffusion.objectives import DiffusionObjective, drop_condition
-from miniai.diffusion.samplers import Denoiser
+from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
@@ -172,56 +172,84 @@ def paint(
     sampler: str | None = None,
     n_steps: int | None = None,
     guidance_scale: int | float | None = None,
+    churn: int | float = 0.0,
     batch_size: int = 256,
 ) -> Float[Tensor, "n 1 h w"]:
     """A picture in [-1, 1] for each of `labels` (which only a network that knows classes looks at); picture i is drawn
-    from `seed + i`. None is what the recipe says."""
+    from `seed + i`. None is what the recipe says; `churn` is `s_churn` of Karras et al. 2022, algorithm 2."""
     options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
-    return draw(model, config, labels, seed=seed, clip=1.0, batch_size=batch_size, **options).clamp(-1, 1)
+    return draw(model, config, labels, seed=seed, clip=1.0, churn=churn, batch_size=batch_size, **options).clamp(-1, 1)
 
 
-@torch.no_grad()
 def draw(
     model: UNet2DModel,
     config: FashionDiffusionConfig,
     labels: Int64[Tensor, " n"],
     *,
     seed: int,
-    sampler: str | None,
-    n_steps: int | None,
-    guidance_scale: int | float | None,
-    clip: float | None,
-    batch_size: int,
+    batch_size: int = 256,
+    **options: Any,
 ) -> Float[Tensor, "n c h w"]:
-    """What the network was trained on, pictures or latents, drawn anew; `clip` bounds it (None: nothing does).
-    Runs in bfloat16 with float32 between the network's calls."""
-    method, steps = find_sampler(sampler or config.sampler), n_steps or config.n_steps
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    """What the network was trained on, pictures or latents, drawn anew; `options` are those of `painter_of`."""
     device, side = model.conv_in.weight.device, config.model.sample_size or 32
+    parts = []
+    for start in range(0, len(labels), batch_size):
+        some = labels[start : start + batch_size]
+        generators = image_generators(seed + start, len(some))
+        shape = (len(some), config.model.in_channels, side, side)
+        noise = randn(shape, generators).to(device)
+        run = painter_of(model, config, some, **options)
+        parts.append(run(noise, noise=fresh_noise(shape, generators, noise)).cpu())
+    return torch.cat(parts)
+
+
+def painter_of(
+    model: UNet2DModel,
+    config: FashionDiffusionConfig,
+    labels: Int64[Tensor, " b"],
+    *,
+    sampler: str | None = None,
+    n_steps: int | None = None,
+    guidance_scale: int | float | None = None,
+    churn: int | float = 0.0,
+    clip: float | None = None,
+) -> Callable[..., Float[Tensor, "b c h w"]]:
+    """`run(unit_noise, *, noise, callback)`, which paints one batch; `clip` bounds x0 (None: nothing does).
+
+    Runs in bfloat16 with float32 between the network's calls. Raises UserError for an unknown sampler, or churn where
+    the sampler has none.
+    """
+    method, steps = find_sampler(sampler or config.sampler), n_steps or config.n_steps
+    options: dict[str, Any] = {"s_churn": float(churn)} if churn else {}
+    if churn and method.name not in ("euler", "heun"):
+        raise UserError(f"--churn {churn:g} is for the samplers euler and heun, not {method.name}")
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    device = model.conv_in.weight.device
     schedule = None if config.kind == "edm" else NoiseSchedule(config.schedule)
     if schedule is None:
         sigmas = torch.tensor([*karras_sigmas(SIGMA_MIN, SIGMA_MAX, steps), 0.0], dtype=torch.float64)
         ladder = Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
     else:
         ladder = method.ladder(schedule, steps)
-    parts = []
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(labels), batch_size):
-        some = labels[start : start + batch_size].to(device)
-        generators = image_generators(seed + start, len(some))
-        shape = (len(some), config.model.in_channels, side, side)
-        noise = randn(shape, generators).to(device)
+    denoiser = denoiser_for(model, config, schedule, ladder, labels.to(device), scale)
+
+    @torch.no_grad()
+    def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:
+        was_training = model.training
+        model.eval()
         with torch.autocast(device.type, torch.bfloat16):
             drawn = sample(
-                *(method, denoiser_for(model, config, schedule, ladder, some, scale), ladder, noise),
-                noise=fresh_noise(shape, generators, noise),
+                *(method, denoiser, ladder, unit_noise),
+                noise=noise,
+                callback=callback,
                 clip=clip,
                 prediction_type=config.schedule.prediction_type,
+                **options,
             )
-        parts.append(drawn.cpu())
-    model.train(was_training)
-    return torch.cat(parts)
+        model.train(was_training)
+        return drawn
+
+    return run
 
 
 def denoiser_for(

@@ -52,6 +52,7 @@ from miniai.recipes.fashion_diffusion import (
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.data import TensorDataset
+from miniai.train.distributed import is_first
 
 AUTOENCODER, SCALE = "autoencoder", "latents.safetensors"
 Painter = Callable[..., Float[Tensor, "n 1 h w"]]
@@ -129,7 +130,8 @@ def train_fashion_latent(
     vae = load_autoencoder(out / AUTOENCODER, place)
     latents = encoded(vae, train.scaled(PADDING), place)
     scale = LatentScale.of(latents)
-    write_weights(out / SCALE, {"mean": scale.mean, "deviation": scale.deviation})
+    if is_first():
+        write_weights(out / SCALE, {"mean": scale.mean, "deviation": scale.deviation})
     with initial_weights(config.diffusion.seed):
         model = init_unet(UNet2DModel(config.diffusion.model))
 
@@ -156,11 +158,12 @@ def paint_latent(
     sampler: str | None = None,
     n_steps: int | None = None,
     guidance_scale: int | float | None = None,
+    churn: int | float = 0.0,
     batch_size: int = 256,
 ) -> Float[Tensor, "n 1 h w"]:
     """As `paint` does, by latents that are drawn and then decoded."""
     options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
-    latents = draw(model, config, labels, seed=seed, clip=None, batch_size=batch_size, **options)
+    latents = draw(model, config, labels, seed=seed, churn=churn, batch_size=batch_size, **options)
     return decoded(vae, scale.restored(latents), next(vae.parameters()).device)
 
 
@@ -169,13 +172,27 @@ def load_painter(folder: Path, device: torch.device) -> tuple[Painter, FashionDi
 
     Raises UserError if the folder holds no finished training.
     """
-    path = folder / CONFIG
-    values = read_json(path)
-    if AUTOENCODER not in values:
+    if not is_latent(folder):
         network, config = load_fashion_diffusion(folder, device)
         return partial(paint, network, config), config
-    recipe = config_from_dict(FashionLatentConfig, values, str(path))
+    model, vae, scale, config = load_fashion_latent(folder, device)
+    return partial(paint_latent, model, vae, scale, config), config
+
+
+def is_latent(folder: Path) -> bool:
+    """Whether the training in `folder` was of latents. Raises UserError if there is none."""
+    return AUTOENCODER in read_json(folder / CONFIG)
+
+
+def load_fashion_latent(
+    folder: Path, device: torch.device
+) -> tuple[UNet2DModel, AutoencoderKL, LatentScale, FashionDiffusionConfig]:
+    """The network of latents, their autoencoder, their scale, and the recipe of the diffusion.
+
+    Raises UserError if the folder holds no finished training.
+    """
+    path = folder / CONFIG
+    recipe = config_from_dict(FashionLatentConfig, read_json(path), str(path))
     model = load_model(UNet2DModel(recipe.diffusion.model), folder, device)
     scale = LatentScale(**read_weights(folder / SCALE))
-    vae = load_autoencoder(folder / AUTOENCODER, device)
-    return partial(paint_latent, model, vae, scale, recipe.diffusion), recipe.diffusion
+    return model, load_autoencoder(folder / AUTOENCODER, device), scale, recipe.diffusion

@@ -74,8 +74,8 @@ class ActivationStats(HooksCallback):
     def plot_histograms(self, path: str | os.PathLike[str] | None = None) -> Plot:
         """The "colourful dimension": time to the right, magnitude upward, log(1 + count) as the colour."""
         pictures = {name: one.T.log1p() for name, one in zip(self.names, self.histograms(), strict=True)}
-        ylabel = f"magnitude, 0 to {self.limit:g}"
-        return heatmaps(path, pictures, xlabel=f"step / {self.every}", ylabel=ylabel)
+        size = (self.every * self.means().shape[1], self.limit)
+        return heatmaps(path, pictures, xlabel="step", ylabel="magnitude", size=size)
 
     def plot_dead(self, path: str | os.PathLike[str] | None = None) -> Plot:
         """The share of dead outputs over time, a line for each module."""

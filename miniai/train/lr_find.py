@@ -36,8 +36,10 @@ class RateSearch:
         return self.rates[int(np.argmin(self.smooth))] / 10
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Plot:
-        """Loss over rate, as a PNG at `path`, and inline in a notebook."""
-        lines = {"loss": (self.rates, self.losses), "smooth": (self.rates, self.smooth)}
+        """Loss over rate, as a PNG at `path`, and inline in a notebook; without the end, where it leaps up."""
+        limit = self.smooth[0] + abs(self.smooth[0])
+        end = next((i for i, value in enumerate(self.smooth) if value > limit), len(self.smooth))
+        lines = {"loss": (self.rates[:end], self.losses[:end]), "smooth": (self.rates[:end], self.smooth[:end])}
         return curves(path, lines, xlabel="learning rate", ylabel="loss", log_x=True)
 
 

@@ -17,6 +17,7 @@ from miniai.recipes.fashion_classifier import (
     train_fashion_classifier,
 )
 from miniai.train.fashion_mnist import load_fashion_mnist
+from miniai.train.inference import as_it_is, flipped, predict_with_views
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
 CPU = torch.device("cpu")
@@ -31,6 +32,14 @@ def test_a_few_epochs_on_a_few_pictures_beat_chance_by_far(tmp_path: Path) -> No
     model, test = load_classifier(tmp_path / "run", CPU), load_fashion_mnist("test", DATA)
     assert accuracy(model, test, CPU)["accuracy"] == results["accuracy"]
     assert model.features(test.scaled()[:3]).shape == (3, 32)
+    logits = model(test.scaled())
+    assert results["accuracy"] == (logits.argmax(1) == test.labels).double().mean().item()
+    both = predict_with_views(model, test.scaled(), (as_it_is, flipped)).argmax(1) == test.labels
+    assert results["accuracy_with_mirror_images"] == both.double().mean().item()
+    for name in ("loss.png", "rates.png", "mistakes.png"):
+        assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="finished training of 80 steps, and --epochs 9 makes 90"):
+        train_fashion_classifier(tmp_path / "run", data=DATA, epochs=9, config=SMALL, resume=True)
 
 
 def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from miniai.base.errors import UserError
 from miniai.cli import run
@@ -21,6 +23,7 @@ from miniai.recipes.fashion_diffusion import (
     paint,
     train_fashion_diffusion,
 )
+from miniai.train.fashion_mnist import load_fashion_mnist
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
 CPU = torch.device("cpu")
@@ -77,8 +80,60 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     assert f"ratio {found['ratio']:.2f}" in out
     assert 0 <= found["read_as_asked"] <= 1
     assert (tmp_path / "painter" / "painted.png").is_file()
+    kept = sorted((tmp_path / "judge" / "features").iterdir())
+    assert len(kept) == 2  # of the test pictures, and of as many training pictures as were painted
+    written = [path.stat().st_mtime_ns for path in kept]
+    assert run(["evaluate", "fashion", *folders, "--n", "64", "--sampler", "heun", "--churn", "5"]) == 0
+    assert [path.stat().st_mtime_ns for path in kept] == written  # read, not computed again
+    again = json.loads((tmp_path / "painter" / "evaluation.json").read_text())
+    assert (again["calls"], again["churn"], again["fid_of_real"]) == (5, 5.0, found["fid_of_real"])
+    assert run(["evaluate", "fashion", *folders, "--n", "64", "--churn", "5", "--sampler", "lms"]) == 2
+    assert "--churn 5 is for the samplers euler and heun, not lms" in capsys.readouterr().err
+
+    steps = ["evaluate", "fashion-steps", *folders, "--n", "64", "--samplers", "heun,euler", "--steps", "3,1"]
+    assert run(steps) == 0
+    table = capsys.readouterr().out
+    assert "| heun | 3 | 5 |" in table
+    path = tmp_path / "painter" / "fid-steps.json"
+    one = next(one for one in json.loads(path.read_text()) if (one["sampler"], one["steps"]) == ("euler", 3))
+    assert one["fid"] == found["fid"]  # the recipe's own sampler and number of steps
+    assert (tmp_path / "painter" / "fid-steps.png").read_bytes()[:4] == b"\x89PNG"
+    path.write_text(json.dumps(json.loads(path.read_text())[:3]))
+    assert run(steps) == 0
+    assert capsys.readouterr().out == table
+    assert run([*steps[:-1], "0"]) == 2
+    assert "--steps 0 is out of range" in capsys.readouterr().err
     assert run(["evaluate", "fashion", *folders, "--n", "3"]) == 2
     assert "--n 3 is out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["edm", "conditional", "ddpm"])
+def test_pictures_of_noise_and_of_the_way_out_of_it(
+    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_fashion_diffusion(kind, tmp_path / "run", data=DATA, epochs=0.2, config=tiny(kind))
+    out = tmp_path / "pictures"
+    options = ["--model", str(tmp_path / "run"), "--out", str(out), "--data", str(DATA), "--n", "2", "--steps", "4"]
+    assert run(["evaluate", "fashion-pictures", *options, "--at", "0,2,80", "--samplers", "heun,ddim"]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(out / n) for n in ("noising.png", "path.png", "path.gif", "samplers.png")
+    ]
+    with Image.open(out / "noising.png") as sheet:
+        column = np.asarray(sheet.convert("L"))[:, 8:104]
+    first = load_fashion_mnist("test", DATA).scaled(2)[0, 0]
+    shown = torch.from_numpy(column[29 : 29 + 96 : 3, ::3].copy())  # three times as large
+    noisy = 1 if kind == "edm" else 8  # levels; timestep 0 of a schedule is not quite without noise
+    assert (shown.float() - (first + 1) * 127.5).abs().max() <= noisy
+    with Image.open(out / "path.gif") as gif:
+        assert gif.n_frames in (3, 4)  # equal frames, where nothing is learned, become one
+        assert gif.size == (3 * 65, 3 * 32)
+    model, config = load_fashion_diffusion(tmp_path / "run", CPU)
+    painted = paint(model, config, torch.arange(2), seed=0, sampler="heun", n_steps=4)
+    with Image.open(out / "samplers.png") as sheet:
+        row = torch.from_numpy(np.asarray(sheet.convert("L"))[29 : 29 + 96 : 3, 8 : 8 + 96 : 3].copy())
+    assert (row.float() - (painted[0, 0] + 1) * 127.5).abs().max() <= 1
+    assert run(["evaluate", "fashion-pictures", *options, "--at", "-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""`miniai evaluate`: what paints Fashion-MNIST, its pictures, and samplers by themselves."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miniai.base.errors import UserError
+from miniai.base.files import check_writable
+from miniai.cli.evaluate import app
+from miniai.cli.options import Device, numbers, words
+from miniai.recipes import generate_request
+
+Painter = Annotated[Path, typer.Option("--model", help="Folder of a training of fashion-ddpm or its siblings.")]
+Classifier = Annotated[Path, typer.Option(help="Folder of a training of fashion-classifier: the judge.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
+]
+Number = Annotated[int, typer.Option("--n", help="Pictures to paint, 64 to 60000; below 2048 FID is biased.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="How strongly the class rules, 0 to 100.", show_default="the recipe's")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+
+
+def _check(n: int, guidance_scale: float | None, *steps: int | None) -> None:
+    generate_request.check_ranges(
+        ("--n", n, 64, 60000, "pictures"),
+        *(("--steps", one, 1, generate_request.MAX_STEPS, "steps") for one in steps),
+        ("--guidance-scale", guidance_scale, 0, generate_request.MAX_GUIDANCE_SCALE, ""),
+    )
+
+
+@app.command("fashion")
+def fashion(
+    model: Painter,
+    classifier: Classifier,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for figures and a sheet.", show_default="that of --model")
+    ] = None,
+    n: Number = 2048,
+    sampler: Annotated[str | None, typer.Option(help="As for generate.", show_default="the recipe's")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.", show_default="the recipe's")] = None,
+    guidance_scale: Guidance = None,
+    churn: Annotated[
+        float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
+    ] = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Paint clothes and measure FID beside that of real ones; and how many are of the class that was asked for."""
+    _check(n, guidance_scale, steps)
+    generate_request.check_ranges(("--churn", churn, 0, 1000, ""))
+    from miniai.recipes.evaluate_fashion import evaluate_fashion
+
+    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "churn": churn}
+    found = evaluate_fashion(model, classifier, data=data, out=out, n=n, seed=seed, device=device, **options)
+    typer.echo(
+        f"FID {found['fid']:.3f} with {found['calls']} calls, of as many real pictures {found['fid_of_real']:.3f}: "
+        f"ratio {found['ratio']:.2f}"
+    )
+    if "read_as_asked" in found:
+        typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")
+
+
+@app.command("fashion-steps")
+def fashion_steps(
+    model: Painter,
+    classifier: Classifier,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and plot.", show_default="that of --model")] = None,
+    samplers: Annotated[str, typer.Option(help="Separated by commas, as for generate.")] = "euler,heun,dpmpp_2m",
+    steps: Annotated[str, typer.Option(help="Denoising steps, separated by commas, 1 to 1000 each.")] = "5,10,20,50",
+    n: Number = 2048,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Paint clothes by several samplers in several numbers of steps; FID as a table and a plot. Goes on if broken."""
+    counts = [int(one) for one in numbers("--steps", steps, whole=True)]
+    _check(n, guidance_scale, *counts)
+    from miniai.recipes.fashion_steps import PLOT, fashion_steps
+
+    found = fashion_steps(
+        model,
+        classifier,
+        samplers=words(samplers),
+        step_counts=counts,
+        data=data,
+        out=out,
+        n=n,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+    )
+    typer.echo("| sampler | steps | calls | FID | over real |\n| --- | ---: | ---: | ---: | ---: |")
+    for one in found:
+        cells = (one["sampler"], one["steps"], one["calls"], f"{one['fid']:.2f}", f"{one['ratio']:.2f}")
+        typer.echo("| " + " | ".join(map(str, cells)) + " |")
+    typer.echo((out or model) / PLOT)
+
+
+@app.command("fashion-pictures")
+def fashion_pictures(
+    model: Painter,
+    out: Annotated[Path, typer.Option(help="Folder for the four pictures.")],
+    data: Data = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Where noise is shown, separated by commas: timesteps, or for fashion-edm sigmas.",
+            show_default="eight levels",
+        ),
+    ] = None,
+    samplers: Annotated[
+        str, typer.Option(help="Which to compare, separated by commas, as for generate.")
+    ] = "euler,heun,dpmpp_2m,euler_a",
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Pictures side by side, 1 to 16.")] = 8,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Show noise put in, the way out of it (a sheet and a GIF), and samplers side by side, with a trained network."""
+    generate_request.check_ranges(
+        ("--steps", steps, 1, generate_request.MAX_STEPS, "steps"), ("--n", n, 1, 16, "pictures")
+    )
+    levels = None if at is None else numbers("--at", at)
+    if levels == []:
+        raise UserError("--at needs at least one number")
+    from miniai.recipes.fashion_pictures import fashion_pictures
+
+    for path in fashion_pictures(
+        model, out, data=data, at=levels, samplers=words(samplers), steps=steps, n=n, seed=seed, device=device
+    ):
+        typer.echo(path)
+
+
+@app.command("samplers")
+def samplers(
+    out: Annotated[Path, typer.Argument(metavar="FILE.png", help="The plot.", show_default=False)],
+    steps: Annotated[str, typer.Option(help="Numbers of steps, separated by commas, 2 to 1000 each.")] = "20,40,80,160",
+) -> None:
+    """Measure the order of every sampler on normal data, whose exact answer is known: a table and a plot."""
+    counts = [int(one) for one in numbers("--steps", steps, whole=True)]
+    generate_request.check_ranges(*(("--steps", one, 2, generate_request.MAX_STEPS, "steps") for one in counts))
+    check_writable(out)
+    from miniai.recipes.sampler_orders import sampler_orders
+
+    typer.echo(sampler_orders(out, counts) + str(out))
