@@ -229,6 +229,12 @@ def test_a_bad_request_gets_one_line_and_exit_code_2_and_leaves_nothing(
         ["evaluate", "text-to-image", "--data", "nowhere", "--model", "nowhere"],
         ["evaluate", "contact-sheet", "x.png", "--prompts", "nowhere.txt"],
         ["evaluate", "contact-sheet", "nowhere/x.png"],
+        ["evaluate", "contact-sheet", "x.png", "--nearest", "nowhere"],
+        ["evaluate", "contact-sheet", "x.png", "--evaluator", "nowhere"],
+        ["evaluate", "sampling", "--data", "nowhere"],
+        ["evaluate", "sampling", "--data", "nowhere", "--steps", "5,many"],
+        ["evaluate", "sampling", "--data", "nowhere", "--guidance-scales", "-1"],
+        ["evaluate", "sampling", "--data", "nowhere", "--samplers", "eulr"],
     ],
     ids=" ".join,
 )

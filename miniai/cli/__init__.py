@@ -9,7 +9,15 @@ from typing import Any
 import typer
 
 from miniai.base.errors import UserError, UserNotice
-from miniai.cli import data, evaluate, evaluate_fashion, train, train_fashion, train_features  # noqa: F401 (some add commands)
+from miniai.cli import (  # noqa: F401 (some only add commands to `evaluate` and `train`)
+    data,
+    evaluate,
+    evaluate_fashion,
+    evaluate_sampling,
+    train,
+    train_fashion,
+    train_features,
+)
 from miniai.cli.generate import generate
 
 app = typer.Typer(

@@ -74,6 +74,16 @@ def contact_sheet(
     device: Device = "auto",
     columns: Annotated[int, typer.Option(help="Prompts in a row.")] = 8,
     zoom: Annotated[int, typer.Option(help="How many times as large as painted.")] = 1,
+    nearest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Captioned pictures; below each painted one, that of their training which it is most like.",
+            show_default="none",
+        ),
+    ] = None,
+    evaluator: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP whose features say so.", show_default="by pixels")
+    ] = None,
 ) -> None:
     """Paint many prompts on one labelled sheet, to be looked at."""
     generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
@@ -95,6 +105,8 @@ def contact_sheet(
         device=device,
         n_columns=columns,
         zoom=zoom,
+        nearest_in=nearest,
+        evaluator=evaluator,
         **chosen,
     )
     typer.echo(path)

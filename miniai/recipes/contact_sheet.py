@@ -8,11 +8,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from miniai.base.device import pick_device, pick_dtype
+from miniai.base.errors import UserError
 from miniai.base.images import grid, save_png
 from miniai.base.seeds import image_generators
+from miniai.evaluate.nearest import nearest_by_feature, nearest_by_pixel
+from miniai.recipes.evaluator import Evaluator, load_evaluator, refuse_own_clip
 from miniai.recipes.generate_request import GUIDANCE_SCALE
+from miniai.recipes.judging import Pictures, to_levels
 from miniai.recipes.sheets import labelled_grid
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
 
 BATCH = 32
 PROMPTS = (
@@ -42,22 +47,53 @@ def contact_sheet(
     device: str = "auto",
     n_columns: int = 8,
     zoom: int = 1,
+    nearest_in: Path | None = None,
+    evaluator: Path | None = None,
 ) -> Path:
     """Paint every prompt in every style and save one labelled PNG at `out`; a prompt's styles stand side by side.
 
     - styles: words such as "noto", which make the prompt "a cat, noto style"; "" is the prompt as it is.
     - sampler: None is the model's own; seed: picture i is painted from seed + i, whatever the batch.
     - n_columns: prompts in a row; zoom: how many times as large as painted.
+    - nearest_in: a folder of captioned pictures; below each painted one stands the training picture there that it is
+      most like, by the features of the CLIP in `evaluator`, or by pixels if that is None.
+
+    Raises UserError: a folder that cannot be read; an evaluator that is the model's own CLIP, or without `nearest_in`.
     """
+    if evaluator is not None and nearest_in is None:
+        raise UserError("an evaluator finds the nearest pictures: name the folder they are in as well")
     pipeline = load_painter(model, device)
     texts = [in_style(prompt, style) for prompt in prompts for style in styles]
+    judge = None if evaluator is None else load_evaluator(evaluator, pipeline.device)
+    if judge is not None:
+        refuse_own_clip(judge, pipeline.text_encoder)
+    trained = () if nearest_in is None else read_captioned_folder(nearest_in).train
     images = list(paint(pipeline, texts, n_steps, guidance_scale, sampler, seed))
     blocks = [images[i : i + len(styles)] for i in range(0, len(images), len(styles))]
+    if trained:
+        near = most_like(images, trained, judge)
+        blocks = [block + near[i * len(styles) : (i + 1) * len(styles)] for i, block in enumerate(blocks)]
     cells = [(grid(block, len(styles), gap=2), prompt) for block, prompt in zip(blocks, prompts, strict=True)]
     names = [style for style in styles if style]
     title = f"styles, from left to right: {', '.join(names)}" if names else ""
+    if trained:
+        title = f"{title}; " * bool(title) + "below each picture the one in training that it is most like"
     save_png(out, labelled_grid(cells, n_columns, title, zoom))
     return out
+
+
+def most_like(
+    images: Sequence[Image.Image], trained: Sequence[CaptionedItem], judge: Evaluator | None
+) -> list[Image.Image]:
+    """For each image the nearest of the training pictures, at its size: by the judge's features, or by pixels."""
+    size = images[0].width
+    bank, queries = load_images(trained, size), to_levels(images, size)
+    if judge is None:
+        found = nearest_by_pixel(queries, bank)
+    else:
+        painted = judge.see(to_levels(images, judge.image_size))
+        found = nearest_by_feature(painted, judge.see(load_images(trained, judge.image_size)))
+    return Pictures.pil(*bank[found.indices[:, 0]])
 
 
 def in_style(prompt: str, style: str) -> str:

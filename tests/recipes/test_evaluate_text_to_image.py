@@ -242,6 +242,27 @@ def test_contact_sheet_has_a_cell_for_each_prompt_with_all_its_styles(model: Pat
     assert int(difference.abs().max()) <= 1
 
 
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_contact_sheet_shows_the_nearest_training_picture_below_each(
+    model: Path, data: CaptionedFolder, judge: Evaluator, tmp_path: Path, by_feature: bool
+) -> None:
+    evaluator = judge.folder if by_feature else None
+    path = contact_sheet(
+        model, tmp_path / "sheet.png", ["a cat"], ["a", "b"], n_steps=2, nearest_in=data.root, evaluator=evaluator
+    )
+    painted = list(paint(load_painter(model, "cpu"), ["a cat, a style", "a cat, b style"], 2, GUIDANCE_SCALE, None, 0))
+    figures = _figures(judge, data, torch.cat([to_levels(painted, 16)] * 8))["pictures"]
+    left, top = 8, 8 + 13 + 8 + 16 + 2
+    for i in range(2):
+        near = figures[i]["nearest_by_feature" if by_feature else "nearest_by_pixel"]["index"]
+        shown = to_levels(
+            [Image.open(path).convert("RGB").crop((left + 18 * i, top, left + 18 * i + 16, top + 16))], 16
+        )
+        assert torch.equal(shown, load_images([data.train[near]], 16))
+    with pytest.raises(UserError, match="name the folder"):
+        contact_sheet(model, tmp_path / "other.png", ["a cat"], evaluator=judge.folder)
+
+
 def test_label_longer_than_two_lines_is_shortened_within_the_cell() -> None:
     image = Image.new("RGB", (60, 20), "black")
     short, long = labelled_grid([(image, "cat")], 1), labelled_grid([(image, "a cat and " * 30)], 1)

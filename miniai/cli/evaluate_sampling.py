@@ -1,0 +1,59 @@
+"""`miniai evaluate sampling`: samplers, steps and guidance beside one another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miniai.cli.evaluate import app
+from miniai.cli.options import Device, Model, numbers, stage_stops, words
+from miniai.recipes import generate_request
+
+
+@app.command("sampling")
+def sampling(
+    data: Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")],
+    model: Model = None,
+    out: Annotated[Path, typer.Option(help="Folder for table, plot and records.")] = Path("sampling"),
+    samplers: Annotated[str, typer.Option(help="Separated by commas.")] = "dpmpp_2m,euler,ddim",
+    steps: Annotated[str, typer.Option(help="Denoising steps, separated by commas.")] = "5,10,20,40",
+    guidance_scales: Annotated[str, typer.Option(help="Separated by commas; up to 1 is no guidance.")] = "1.5,2.5,3.5",
+    evaluator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a CLIP that took no part in training.",
+            show_default="one that fits the data, or else one trained now",
+        ),
+    ] = None,
+    evaluator_minutes: Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")] = 15.0,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Paint the held-out captions in every way that is named, and plot retrieval and FID against what it costs."""
+    names = words(samplers)
+    counts = [int(count) for count in numbers("--steps", steps, whole=True)]
+    scales = numbers("--guidance-scales", guidance_scales)
+    for count in counts:
+        generate_request.check_ranges(("--steps", count, 1, generate_request.MAX_STEPS, "steps"))
+    for scale in scales:
+        generate_request.check_ranges(("--guidance-scales", scale, 0, generate_request.MAX_GUIDANCE_SCALE, ""))
+    from miniai.recipes.sampling_sweep import TABLE, sampling_sweep
+
+    with stage_stops():
+        sampling_sweep(
+            model or generate_request.packaged_model(),
+            data,
+            out,
+            evaluator,
+            samplers=names,
+            step_counts=counts,
+            guidance_scales=scales,
+            seed=seed,
+            limit=limit,
+            device=device,
+            evaluator_minutes=evaluator_minutes,
+        )
+    typer.echo((out / TABLE).read_text(), nl=False)

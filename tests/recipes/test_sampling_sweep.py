@@ -1,0 +1,96 @@
+"""The sweep over samplers, steps and guidance: what a setting costs, that nothing is painted twice, what is saved."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from shapes import write_shapes
+from tiny_model import tiny_pipeline
+
+from miniai.base.errors import UserError
+from miniai.recipes import sampling_sweep as sweep
+from miniai.recipes.contact_sheet import load_painter
+from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
+from miniai.recipes.sampling_sweep import Setting, markdown, sampling_sweep
+
+pytestmark = pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")  # prompts beyond the tiny window
+CHOICES: dict[str, Any] = {"samplers": ["euler", "heun"], "step_counts": [2, 3], "guidance_scales": [1.0, 2.5]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_shapes(folder / "shapes")
+    tiny_pipeline().save_pretrained(folder / "model")
+    return folder
+
+
+def run(place: Path, **choices: Any) -> list[dict[str, Any]]:
+    options = {**CHOICES, "evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny", **choices}
+    return sampling_sweep(place / "model", place / "shapes", place / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "scale"), [("euler", 3, 2.5), ("heun", 3, 2.5), ("euler", 4, 1.0), ("pndm", 5, 2.0)]
+)
+def test_evaluations_are_the_latents_that_the_network_is_shown(
+    place: Path, sampler: str, steps: int, scale: float
+) -> None:
+    pipeline, seen = load_painter(place / "model", "cpu"), []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    pipeline("a cat", num_inference_steps=steps, guidance_scale=scale, sampler=sampler)
+    assert sum(seen) == Setting(sampler, steps, scale).evaluations
+
+
+def test_every_setting_is_measured_as_the_evaluation_measures_it_and_none_twice(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(place)
+    assert len(found) == 8
+    beside = evaluate_text_to_image(
+        place / "model", place / "shapes", place / "one", place / "shapes-evaluator", n_steps=3, guidance_scale=2.5,
+        sampler="heun",
+    )  # fmt: skip
+    same = next(one for one in found if (one["sampler"], one["steps"], one["guidance_scale"]) == ("heun", 3, 2.5))
+    assert same["retrieval"] == pytest.approx(beside["retrieval"]["generated"])
+    assert same["fid"] == pytest.approx(beside["fid"]["generated"], rel=1e-6)
+    assert json.loads((place / "out" / "sampling.json").read_text()) == found
+    assert (place / "out" / "sampling.md").read_text() == markdown(found)
+    assert min(Image.open(place / "out" / "sampling.png").size) > 200
+
+    painted: list[int] = []
+    paint = sweep.paint
+    monkeypatch.setattr(sweep, "paint", lambda *given: painted.append(given[2]) or paint(*given))
+    again = run(place, step_counts=[2, 3, 4])
+    assert painted == [4] * 4  # two samplers, two scales: only what is new
+    assert again[:8] == found
+
+
+def test_the_table_has_the_best_first() -> None:
+    same = {"sampler": "euler", "steps": 20, "guidance_scale": 2.0, "evaluations": 40, "seconds": 0.1}
+    rows = [{**same, "retrieval": r, "fid": f} for r, f in ((0.5, 3.0), (0.7, 4.0), (0.7, 2.0))]
+    assert [line.split(" | ")[-2:] for line in markdown(rows).splitlines()[2:]] == [
+        ["0.700", "2.00 |"], ["0.700", "4.00 |"], ["0.500", "3.00 |"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"samplers": []}, {"step_counts": [0]}, {"guidance_scales": [-1.0]}, {"samplers": ["eulr"]}],
+)
+def test_a_bad_choice_is_refused_before_anything_is_painted(place: Path, choices: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        sampling_sweep(place / "model", place / "shapes", place / "bad", **{**CHOICES, **choices})
+    assert not (place / "bad").exists()
