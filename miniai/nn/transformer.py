@@ -13,6 +13,11 @@ from miniai.nn.packed import plus
 TOKENS_AT_ONCE = 1024
 
 
+def for_each(context: Float[Tensor, "b2 m d"], x: Float[Tensor, "b *s"]) -> Float[Tensor, "b2 *s"]:
+    """x as often as there are texts for it, all pictures in turn for each; as it is where each has one."""
+    return x if len(x) == len(context) else torch.cat([x] * (len(context) // len(x)))
+
+
 class GEGLU(nn.Module):
     """The gated layer by the name that checkpoints have for it."""
 
@@ -52,8 +57,9 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"]) -> Float[Tensor, "b n d"]:
-        x = self.attn1(self.norm1(x), onto=x)
+    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b2 m c"]) -> Float[Tensor, "b2 n d"]:
+        """For several texts a picture, `b2` a multiple of `b`, what does not ask for the text is computed once."""
+        x = for_each(context, self.attn1(self.norm1(x), onto=x))
         x = self.attn2(self.norm2(x), context, onto=x)
         return self.ff(self.norm3(x), onto=x)
 
@@ -89,7 +95,7 @@ class Transformer2DModel(nn.Module):
         )
         self.proj_out = projection(inner, channels)
 
-    def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b2 m d"]) -> Float[Tensor, "b2 c h w"]:
         height, width = x.shape[2:]
         h = self.norm(x)
         if self.use_linear_projection:
@@ -98,6 +104,7 @@ class Transformer2DModel(nn.Module):
             tokens = self.proj_in(h).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
+        x = for_each(context, x)
         if self.use_linear_projection:
             tokens = plus(self.proj_out, tokens, x.flatten(2).transpose(1, 2))
             return tokens.transpose(1, 2).unflatten(2, (height, width))

@@ -22,7 +22,7 @@ from miniai.nn.layers import (
     norm_silu,
     sinusoidal_embedding,
 )
-from miniai.nn.transformer import Transformer2DModel
+from miniai.nn.transformer import Transformer2DModel, for_each
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
 NEUTRAL: dict[str, Any] = {
@@ -140,10 +140,10 @@ class Block2D(nn.Module):
         self.has_attention = attention
 
     def step(
-        self, i: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
-    ) -> Float[Tensor, "b c2 h w"]:
-        """Residual block `i`, and its attention if there is one."""
-        x = self.resnets[i](x, time)
+        self, i: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b2 t"], context: Float[Tensor, "b2 n d"] | None
+    ) -> Float[Tensor, "b3 c2 h w"]:
+        """Residual block `i`, and its attention if there is one, which makes of a picture as many as it has texts."""
+        x = self.resnets[i](x, time[: len(x)])
         return self.attentions[i](x, context) if self.has_attention else x
 
 
@@ -159,7 +159,7 @@ class DownBlock2D(Block2D):
         self.downsamplers = None if last else nn.ModuleList([Downsample2D(c_out)])
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b2 t"], context: Float[Tensor, "b2 n d"] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The feature map, and the list of maps that the way up will want."""
         skips = self.first_layers(len(self.resnets), x, time, context)
@@ -170,7 +170,7 @@ class DownBlock2D(Block2D):
         return x, skips
 
     def first_layers(
-        self, n: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+        self, n: int, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b2 t"], context: Float[Tensor, "b2 n d"] | None
     ) -> list[Tensor]:
         """The maps that the first `n` residual blocks, with their attention, put out."""
         maps: list[Tensor] = []
@@ -269,17 +269,21 @@ class UNet(nn.Module):
     def run(
         self,
         sample: Float[Tensor, "b c_in h w"],
-        time: Float[Tensor, "b t"],
-        context: Float[Tensor, "b n d"] | None,
+        time: Float[Tensor, "b2 t"],
+        context: Float[Tensor, "b2 n d"] | None,
         deep: DeepFeatures | None = None,
-    ) -> Float[Tensor, "b c_out h w"]:
-        """`time` is the embedded timestep, with whatever else every block should know; `context` are text tokens."""
+    ) -> Float[Tensor, "b2 c_out h w"]:
+        """`time` is the embedded timestep, with whatever else every block should know; `context` are text tokens. A
+        picture may have several texts, if the first level attends to them: then `b2` is a multiple of `b`."""
         x = self.conv_in(sample)
         first, last = self._outer_blocks
         n_layers = len(last.resnets)
         n_deep = n_layers if deep is None else n_layers - 1 - deep.branch
         if deep is not None and deep.features is not None:
-            skips, x = [x, *first.first_layers(deep.branch, x, time, context)], deep.features
+            skips, x = (
+                [x if context is None else for_each(context, x), *first.first_layers(deep.branch, x, time, context)],
+                deep.features,
+            )
         else:
             x, skips = self.inner(x, time, context)
             x = last.layers(range(n_deep), x, skips, time, context)
@@ -295,11 +299,11 @@ class UNet(nn.Module):
         return first, last
 
     def inner(
-        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Float[Tensor, "b n d"] | None
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b2 t"], context: Float[Tensor, "b2 n d"] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """All blocks but the last: what comes up to that, and the maps that it gets beside."""
         levels: list[list[Tensor]] = []  # the maps each level up will consume
-        below = [x]
+        below = [x if context is None else for_each(context, x)]
         for block in self.down_blocks:
             x, skips = block(x, time, context)
             # The map made by halving is used one level further down, where it was the input.
@@ -336,4 +340,15 @@ class UNet2DConditionModel(UNet):
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
-        return self.run(sample, self.time_embedding(embedded.to(sample.dtype)), encoder_hidden_states, deep)
+        time = self.time_embedding(embedded.to(sample.dtype))
+        if self.has_twins(sample, timestep):
+            sample = sample[: len(sample) // 2]
+        return self.run(sample, time, encoder_hidden_states, deep)
+
+    def has_twins(self, sample: Float[Tensor, "b c_in h w"], timestep: Shaped[Tensor, " b"]) -> bool:
+        """Whether the second half of the pictures is the first again, as guidance asks. What comes before the first
+        text is then computed once: on a CPU for painting, since a GPU would have to be waited for."""
+        learns = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if learns or sample.device.type != "cpu" or len(sample) % 2 or not self._outer_blocks[0].has_attention:
+            return False
+        return all(torch.equal(*both.chunk(2)) for both in (timestep, sample))

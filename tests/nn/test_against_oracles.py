@@ -1,5 +1,7 @@
 """Networks against Diffusers' and transformers' own, with the same weights."""
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -10,7 +12,8 @@ from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, contrastive_loss
-from miniai.nn.unet import UNet2DConditionModel, UNetConfig
+from miniai.nn.packed import pack_weights
+from miniai.nn.unet import DeepFeatures, UNet2DConditionModel, UNetConfig
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -74,6 +77,58 @@ def test_unet_equals_diffusers_with_the_same_weights(name: str, grad: bool) -> N
     t, text = torch.tensor([3, 721]), torch.randn(2, 7, config.cross_attention_dim)
     with torch.set_grad_enabled(grad):
         assert relative_error(ours(x, t, text), theirs(x, t, encoder_hidden_states=text).sample) < 1e-5
+
+
+def first_resnet_sees(unet: UNet2DConditionModel, *inputs: Any, **keywords: Any) -> tuple[int, torch.Tensor]:
+    """How many pictures the first residual block is given, and what the U-Net makes."""
+    seen: list[int] = []
+    hook = unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.no_grad():
+        made = unet(*inputs, **keywords)
+    hook.remove()
+    return seen[0], made
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_pictures_that_guidance_asks_for_twice_are_computed_once_up_to_the_text(name: str) -> None:
+    config = UNETS[name]
+    theirs = diffusers.UNet2DConditionModel(**config_to_dict(config)).eval()
+    randomize(theirs)
+    ours = UNet2DConditionModel(config).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    pictures = torch.randn(2, config.in_channels, config.sample_size, config.sample_size)
+    x, t, text = torch.cat([pictures] * 2), torch.tensor([721, 30] * 2), torch.randn(4, 7, config.cross_attention_dim)
+    attends = config.down_block_types[0] != "DownBlock2D"
+    n_seen, made = first_resnet_sees(ours, x, t, text)
+    assert n_seen == (2 if attends else 4)
+    with torch.no_grad():
+        assert relative_error(made, theirs(x, t, encoder_hidden_states=text).sample) < 1e-5
+    for other_x, other_t in ((x + torch.arange(4)[:, None, None, None], t), (x, torch.tensor([721, 30, 721, 31]))):
+        n_seen, made = first_resnet_sees(ours, other_x, other_t, text)
+        assert n_seen == 4
+        with torch.no_grad():
+            assert relative_error(made, theirs(other_x, other_t, encoder_hidden_states=text).sample) < 1e-5
+    assert first_resnet_sees(ours, x[:3], t[:3], text[:3])[0] == 3
+
+
+def test_twins_are_seen_in_packed_weights_and_with_deep_features_kept() -> None:
+    config = UNETS["Stable Diffusion 1 in small"]
+    unet = pack_weights(UNet2DConditionModel(config).to(torch.bfloat16).eval())
+    x = torch.cat([torch.randn(1, 4, 16, 16)] * 2).bfloat16()
+    t, text = torch.tensor([500, 500]), torch.randn(2, 7, 32).bfloat16()
+    for branch in range(3):
+        n_seen, made = first_resnet_sees(unet, x, t, text, DeepFeatures(branch))
+        assert n_seen == 1
+        kept = DeepFeatures(branch)
+        with torch.no_grad():
+            unet(x, t, text, kept)
+            again = unet(x, t, text, kept)
+        # With a third picture beside them the two are no halves of the batch.
+        three = torch.cat([x, x[:1] + 1]), torch.tensor([500] * 3), torch.cat([text, text[:1]])
+        n_seen, expected = first_resnet_sees(unet, *three, DeepFeatures(branch))
+        assert n_seen == 3
+        for got in (made, again):
+            assert relative_error(got.float(), expected[:2].float()) < 2e-2
 
 
 def test_unet_reads_the_config_that_diffusers_writes() -> None:

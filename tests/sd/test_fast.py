@@ -52,7 +52,7 @@ def test_the_fast_modes_at_their_ends_are_the_normal_mode_bit_for_bit(pipe: Stab
 def test_deep_features_are_computed_once_in_an_interval(pipe: StableDiffusionPipeline) -> None:
     unet = pipe.unet
     assert n_pictures_seen(pipe, unet.mid_block, cache_interval=3) == [2, 2]
-    assert n_pictures_seen(pipe, unet.conv_in, cache_interval=3) == [2] * 6
+    assert n_pictures_seen(pipe, unet.conv_out, cache_interval=3) == [2] * 6
     close, other = (relative_error(paint(pipe, cache_interval=n), paint(pipe)) for n in (2, 6))
     assert 0 < close < other < 0.5
     assert torch.equal(paint(pipe, cache_interval=3), paint(pipe, cache_interval=3))  # nothing stays from call to call
@@ -90,7 +90,7 @@ def test_outside_the_interval_of_guidance_a_step_sees_half_the_pictures(pipe: St
     def watch(_: Any, step: int, timestep: float, tensors: dict[str, Tensor]) -> None:
         sigmas.append(timestep)
 
-    seen = n_pictures_seen(pipe, pipe.unet.conv_in, guidance_interval=(0.5, 3.0), callback_on_step_end=watch)
+    seen = n_pictures_seen(pipe, pipe.unet.conv_out, guidance_interval=(0.5, 3.0), callback_on_step_end=watch)
     assert len(seen) == 6
     assert seen[0] == seen[-1] == 1
     assert 2 in seen
