@@ -76,6 +76,8 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
         check_compiler("inductor", device)
     dtype, vae = pick_dtype(request.dtype, device), request.vae
     if model.is_file():
+        if request.variant is not None:
+            raise UserError(f"--variant is for a folder, and {model} is a file: leave it out")
         kind: Any = request.prediction_type
         pipe = StableDiffusionPipeline.from_single_file(
             model, dtype, device, tokenizer=request.tokenizer, vae=vae, prediction_type=kind

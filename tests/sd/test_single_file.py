@@ -107,6 +107,8 @@ def test_the_command_line_paints_from_a_single_file_what_diffusers_paints(
     ours = np.asarray(open_image(Path("a-cat.png"))) / 255
     assert ours.shape == theirs.shape == (16, 16, 3)
     assert abs(ours - theirs).max() < 1 / 255
+    assert run(["generate", "a cat", *files, *size, "--variant", "fp16"]) == 2
+    assert "--variant is for a folder" in capsys.readouterr().err
     assert run(["generate", "a cat", *files, *size, "--prediction-type", "v_prediction"]) == 0
     otherwise = np.asarray(open_image(Path("a-cat-2.png"))) / 255
     assert abs(otherwise - theirs).max() > 0.05
