@@ -30,6 +30,8 @@ from miniai.recipes.style_transfer import feature_network
 from miniai.recipes.training import initial_weights
 from miniai.train.captions import centre_square
 
+LOST = 4.0  # a cell that holds more, where pictures end at 1: its world has exploded
+
 
 @dataclass(frozen=True)
 class TextureConfig:
@@ -111,7 +113,8 @@ def grow(
         normalise_gradients(automaton)
         optimizer.step()
         schedule.step()
-        pool[places] = worlds.detach()
+        lost = worlds.detach().abs().amax(dim=(1, 2, 3)) > LOST  # they would only spoil what comes after
+        pool[places] = torch.where(lost[:, None, None, None], 0.0, worlds.detach())
         losses.append(style.item())
         if time.monotonic() - last > 30:
             print(f"step {step + 1} of {steps}, style {losses[-1]:.5f}", file=sys.stderr, flush=True)

@@ -76,8 +76,9 @@ def run_stage(
     """
     channels_last(model)
     model.to(run.device)
-    few_steps = run.steps is not None and run.steps < 100  # then each must count in the average
-    ema, recorder = EMA(config.ema, every=1 if few_steps else 4), Recorder(run.folder / "log.jsonl", every=20)
+    few_steps = run.steps is not None and run.steps < 100  # then each must count in the average, and show in the plot
+    ema = EMA(config.ema, every=1 if few_steps else 4)
+    recorder = Recorder(run.folder / "log.jsonl", every=1 if few_steps else 20)
     budget, interrupt = Budget(run.minutes, run.steps), Interrupt()
 
     def paint(learner: Learner) -> None:
