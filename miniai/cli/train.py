@@ -96,11 +96,15 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 25,
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
         device: Device = "auto",
+        compile_: Annotated[
+            bool, typer.Option("--compile", help="Compile the network first: minutes, then more pictures a second.")
+        ] = False,
     ) -> None:
         from miniai.recipes.fashion_diffusion import train_fashion_diffusion as train
 
         with stage_stops():
-            train(kind, out, data=data, epochs=epochs, resume=resume, device=device)
+            compiler = "inductor" if compile_ else None
+            train(kind, out, data=data, epochs=epochs, resume=resume, device=device, compiler=compiler)
         typer.echo(out)
 
     app.command(f"fashion-{kind}", help=text)(command)

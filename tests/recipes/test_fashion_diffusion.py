@@ -1,6 +1,8 @@
 """The recipes that paint clothes, with a tiny network on a few hundred pictures of Fashion-MNIST."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +136,27 @@ def test_pictures_of_noise_and_of_the_way_out_of_it(
     assert (row.float() - (painted[0, 0] + 1) * 127.5).abs().max() <= 1
     assert run(["evaluate", "fashion-pictures", *options, "--at", "-1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_traced_training_has_the_losses_of_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_fashion_diffusion("conditional", tmp_path / "plain", data=DATA, epochs=0.25, config=tiny("conditional"))
+    # In a process of its own: torch.compile cannot read functions whose shapes the tests check at every call. Without
+    # the C++ of "inductor", which takes a minute: that is PyTorch's part.
+    call = "import sys, pathlib; from test_fashion_diffusion import *; train_fashion_diffusion('conditional', "
+    call += "pathlib.Path(sys.argv[1]), data=DATA, epochs=0.25, config=tiny('conditional'), compiler='aot_eager')"
+    subprocess.run([sys.executable, "-c", call, tmp_path / "traced"], check=True, cwd=Path(__file__).parent)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "traced")]
+    plain, traced = ([json.loads(line)["loss"] for line in log] for log in logs)
+    assert len(plain) == 3
+    assert traced == pytest.approx(plain, rel=0.01)  # bfloat16 is rounded elsewhere
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    options = ["--out", str(tmp_path / "none"), "--data", str(DATA), "--device", "cpu"]
+    assert run(["train", "fashion-edm", *options, "--compile"]) == 2
+    assert "--compile needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path: Path) -> None:
