@@ -57,7 +57,7 @@ here teaches, or whose very pixels also stand in `train/` under another name, is
 picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by
-{emojibase.author}).
+{emojibase.author}), and from names in everyday use that are written down in the program.
 {together if combined else ""}{painted_over if recoloured else ""}
 **Licences**: the pictures stay under those of their makers, named in the table; a picture's own is in its line.
 They were changed: rendered as pixels, and named anew.

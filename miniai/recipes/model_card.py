@@ -103,7 +103,7 @@ def commands(
     if record.is_file():
         built = json.loads(record.read_text())
         chosen = f" --groups {shlex.quote(','.join(built['groups']))}" if built.get("groups") else ""
-        chosen += " --combinations" if built.get("combinations") else ""
+        chosen += "".join(f" --{extra}" for extra in ("combinations", "colours") if built.get(extra))
         lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
     start = "" if init is None else f" --init {init}"
     start += f" --stages {','.join(stages)}" if init is not None and "vae" in stages else ""
