@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from miniai.base.images import read_parameters
+from miniai.diffusion.sampling import SAMPLERS
 from miniai.recipes.generate_request import packaged_model
 from miniai.sd.pipeline import StableDiffusionPipeline
 
@@ -65,6 +66,20 @@ def test_the_prompt_changes_the_picture(ours: StableDiffusionPipeline) -> None:
     redness = (pictures[:, 0] - pictures[:, 1]).mean(dim=(1, 2))
     assert redness[:4].mean() > redness[4:].mean() + 0.05
     assert pictures[:, :, 0, 0].mean() > 0.9
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_paints_a_red_apple_on_white(ours: StableDiffusionPipeline, sampler: str) -> None:
+    """Also those whose class in Diffusers clips unless the scheduler file says that latents are not to be clipped."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    request = {"num_inference_steps": 20, "guidance_scale": 2.5, "generator": generators, "output_type": "pt"}
+    pictures = ours(["a red apple, twemoji style"] * 4, sampler=sampler, **request).images
+    assert isinstance(pictures, torch.Tensor)
+    red, green, blue = pictures[:, :, 24:48, 20:44].mean(dim=(0, 2, 3))
+    assert red > 0.65
+    assert max(green, blue) < 0.35
+    assert pictures[:, :, :3, :3].mean() > 0.9
+    assert pictures[:, :, :3, -3:].mean() > 0.9
 
 
 def test_make_generate_paints_with_the_network_shut(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:
         "timestep_spacing": "trailing" if schedule.rescale_betas_zero_snr else "linspace",
         "algorithm_type": "dpmsolver++",
         "solver_order": 2,
+        "clip_sample": False,  # DDIM and DDPM would clip latents to [-1, 1] if this said nothing
     }
 
 
