@@ -7,7 +7,20 @@ import typer
 
 from miniai.base.errors import UserError
 from miniai.base.files import check_writable
-from miniai.cli.options import Device, GuidanceScale, Model, Sampler, Steps, stage_stops, words
+from miniai.cli.options import (
+    Device,
+    Evaluator,
+    EvaluatorMinutes,
+    FirstSeed,
+    GuidanceScale,
+    HeldOut,
+    Limit,
+    Model,
+    Sampler,
+    Steps,
+    stage_stops,
+    words,
+)
 from miniai.recipes import generate_request
 
 app = typer.Typer(help="Measure models.")
@@ -15,26 +28,18 @@ app = typer.Typer(help="Measure models.")
 
 @app.command("text-to-image")
 def text_to_image(
-    data: Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")],
+    data: HeldOut,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="Folder for the figures, the sheets and the pictures.")] = Path(
         "evaluation"
     ),
-    evaluator: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a CLIP that took no part in training.",
-            show_default="one that fits the data, or else one trained now",
-        ),
-    ] = None,
-    evaluator_minutes: Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")] = 15.0,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
-    ] = None,
+    evaluator: Evaluator = None,
+    evaluator_minutes: EvaluatorMinutes = 15.0,
+    limit: Limit = None,
     steps: Steps = generate_request.STEPS,
     guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
     sampler: Sampler = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    seed: FirstSeed = 0,
     device: Device = "auto",
 ) -> None:
     """Paint the held-out captions and measure: retrieval, FID, KID, nearest training pictures, beside the real ones."""
@@ -70,7 +75,7 @@ def contact_sheet(
     steps: Steps = generate_request.STEPS,
     guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
     sampler: Sampler = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    seed: FirstSeed = 0,
     device: Device = "auto",
     columns: Annotated[int, typer.Option(help="Prompts in a row.")] = 8,
     zoom: Annotated[int, typer.Option(help="How many times as large as painted.")] = 1,

@@ -8,7 +8,7 @@ import typer
 from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.evaluate import app
-from miniai.cli.options import Device, numbers, words
+from miniai.cli.options import Device, FirstSeed, numbers, words
 from miniai.recipes import generate_request
 
 Painter = Annotated[Path, typer.Option("--model", help="Folder of a training of fashion-ddpm or its siblings.")]
@@ -20,7 +20,6 @@ Number = Annotated[int, typer.Option("--n", help="Pictures to paint, 64 to 60000
 Guidance = Annotated[
     float | None, typer.Option(help="How strongly the class rules, 0 to 100.", show_default="the recipe's")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
 
 
 def _check(n: int, guidance_scale: float | None, *steps: int | None) -> None:
@@ -46,7 +45,7 @@ def fashion(
     churn: Annotated[
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,
-    seed: Seed = 0,
+    seed: FirstSeed = 0,
     device: Device = "auto",
 ) -> None:
     """Paint clothes and measure FID beside that of real ones; and how many are of the class that was asked for."""
@@ -74,7 +73,7 @@ def fashion_steps(
     steps: Annotated[str, typer.Option(help="Denoising steps, separated by commas, 1 to 1000 each.")] = "5,10,20,50",
     n: Number = 2048,
     guidance_scale: Guidance = None,
-    seed: Seed = 0,
+    seed: FirstSeed = 0,
     device: Device = "auto",
 ) -> None:
     """Paint clothes by several samplers in several numbers of steps; FID as a table and a plot. Goes on if broken."""
@@ -118,7 +117,7 @@ def fashion_pictures(
     ] = "euler,heun,dpmpp_2m,euler_a",
     steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 20,
     n: Annotated[int, typer.Option("--n", help="Pictures side by side, 1 to 16.")] = 8,
-    seed: Seed = 0,
+    seed: FirstSeed = 0,
     device: Device = "auto",
 ) -> None:
     """Show noise put in, the way out of it (a sheet and a GIF), and samplers side by side, with a trained network."""

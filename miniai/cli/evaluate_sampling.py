@@ -6,30 +6,33 @@ from typing import Annotated
 import typer
 
 from miniai.cli.evaluate import app
-from miniai.cli.options import Device, Model, numbers, stage_stops, words
+from miniai.cli.options import (
+    Device,
+    Evaluator,
+    EvaluatorMinutes,
+    FirstSeed,
+    HeldOut,
+    Limit,
+    Model,
+    numbers,
+    stage_stops,
+    words,
+)
 from miniai.recipes import generate_request
 
 
 @app.command("sampling")
 def sampling(
-    data: Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")],
+    data: HeldOut,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="Folder for table, plot and records.")] = Path("sampling"),
     samplers: Annotated[str, typer.Option(help="Separated by commas.")] = "dpmpp_2m,euler,ddim",
     steps: Annotated[str, typer.Option(help="Denoising steps, separated by commas.")] = "5,10,20,40",
     guidance_scales: Annotated[str, typer.Option(help="Separated by commas; up to 1 is no guidance.")] = "1.5,2.5,3.5",
-    evaluator: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a CLIP that took no part in training.",
-            show_default="one that fits the data, or else one trained now",
-        ),
-    ] = None,
-    evaluator_minutes: Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")] = 15.0,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    evaluator: Evaluator = None,
+    evaluator_minutes: EvaluatorMinutes = 15.0,
+    limit: Limit = None,
+    seed: FirstSeed = 0,
     device: Device = "auto",
 ) -> None:
     """Paint the held-out captions in every way that is named, and plot retrieval and FID against what it costs."""

@@ -23,6 +23,19 @@ Sampler = Annotated[
         show_default="the model's own",
     ),
 ]
+HeldOut = Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")]
+Evaluator = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a CLIP that took no part in training.",
+        show_default="one that fits the data, or else one trained now",
+    ),
+]
+EvaluatorMinutes = Annotated[float, typer.Option(help="Minutes to train the evaluator, if there is none.")]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
+]
+FirstSeed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
