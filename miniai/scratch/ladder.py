@@ -22,7 +22,7 @@ ONLY = {
     **{"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False},
     **{"use_lu_lambdas": False, "use_flow_sigmas": False, "lambda_min_clipped": -math.inf},
     **{"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "flow_shift": 1.0},
-    **{"use_dynamic_shifting": False, "time_shift_type": "exponential"},
+    **{"use_dynamic_shifting": False, "time_shift_type": "exponential", "clip_sample": False},
 }
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear"),
