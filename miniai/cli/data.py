@@ -40,6 +40,9 @@ def emoji(
     colours: Annotated[
         bool, typer.Option(help="Draw two things in five once more, in another colour: a blue elephant, a red cat.")
     ] = False,
+    everyday_weight: Annotated[
+        int, typer.Option(help="Times that a caption in everyday words (bee, for honeybee) counts, 1 to 20.")
+    ] = 1,
 ) -> None:
     """Build the text-to-emoji data set, an ImageFolder of captioned pictures, from npm packages at pinned versions."""
     from miniai.recipes.emoji import build_emoji
@@ -53,6 +56,7 @@ def emoji(
         n_jobs=jobs,
         combined=combinations,
         recoloured=colours,
+        everyday_weight=everyday_weight,
         **chosen,
     )
     typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")

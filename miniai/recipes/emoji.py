@@ -9,25 +9,13 @@ or the hour.
 """
 
 import hashlib
-import io
-import json
-import os
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from pathlib import Path
-
-from PIL import Image
-from tqdm import tqdm
 
 from miniai.base.errors import UserError
 from miniai.base.files import write_json
-from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_card import data_card
 from miniai.recipes.emoji_colours import GROUP as COLOURS
 from miniai.recipes.emoji_colours import coloured
@@ -43,7 +31,8 @@ from miniai.recipes.emoji_concepts import (
     match_icons,
     read_concepts,
 )
-from miniai.recipes.emoji_drawing import render, renderer
+from miniai.recipes.emoji_drawing import renderer
+from miniai.recipes.emoji_folder import Picture, new_folder, render_all, write_metadata
 from miniai.recipes.emoji_sources import (
     EMOJIBASE,
     SEPARATE_STYLES,
@@ -57,21 +46,7 @@ from miniai.recipes.emoji_sources import (
 RECORD = "emoji.json"  # its presence says that a folder was built here and may be replaced
 HELD_OUT_SHARE = 0.05
 SIZES = (16, 1024)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture to render and its line in metadata.jsonl. `split` is "train", "test" or "left out"."""
-
-    concept: Concept
-    style: str
-    icon: Icon
-    split: str
-
-    @property
-    def file_name(self) -> str:
-        """Path inside the folder of the split."""
-        return f"{self.style}/{self.concept.hexcode.lower()}.png"
+MAX_WEIGHT = 20  # of captions in everyday words
 
 
 @dataclass(frozen=True)
@@ -110,6 +85,7 @@ def build_emoji(
     *,
     combined: bool = False,
     recoloured: bool = False,
+    everyday_weight: int = 1,
     sources: Mapping[str, Source] | None = None,
     emojibase: Source = EMOJIBASE,
     progress: bool = True,
@@ -125,6 +101,8 @@ def build_emoji(
     n_jobs: rendering threads
     combined: draw faces that wear things as well: see `miniai.recipes.emoji_combinations`
     recoloured: draw some things in another colour as well: see `miniai.recipes.emoji_colours`
+    everyday_weight: how many times captions in everyday words stand in a picture's list, 1 to 20: training shows them
+        as much more often
     sources, emojibase: the packages to read instead of the pinned ones
 
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
@@ -132,6 +110,8 @@ def build_emoji(
     """
     packages = {**STYLES, **SEPARATE_STYLES} if sources is None else dict(sources)
     _check_request(out, styles, size, n_jobs, packages)
+    if not 1 <= everyday_weight <= MAX_WEIGHT:
+        raise UserError(f"a weight of {everyday_weight} for everyday words is out of range; give 1 to {MAX_WEIGHT}")
     cache = cache or default_cache()
     concepts, matches = _read_sources(styles, packages, emojibase, cache)
     chosen = choose(concepts, groups)
@@ -145,23 +125,18 @@ def build_emoji(
     pictures = _split(chosen, icons)
     if not pictures:
         raise UserError(f"no pictures in groups {', '.join(groups or ())} and styles {', '.join(styles)}: name others")
-    temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        _make_folder(temporary)
-        kept = _render_all(pictures, temporary, size, n_jobs, progress)
+    with new_folder(out) as folder:
+        kept = render_all(pictures, folder, size, n_jobs, progress)
         reports = {s: _style_report(s, pictures, kept, len(matches[s].unmatched)) for s in styles}
-        _write_metadata(temporary, kept, packages)
+        write_metadata(folder, kept, packages, everyday_weight)
         used = {style: packages[style] for style in styles}
-        (temporary / "README.md").write_text(
+        (folder / "README.md").write_text(
             data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size, combined, recoloured),
             encoding="utf-8",
         )
         made_of: dict[str, object] = {"size": size, "groups": list(groups) if groups is not None else None}
-        made_of |= {"combinations": combined, "colours": recoloured}
-        _write_record(temporary, made_of, used, emojibase, reports)
-        _put_in_place(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        made_of |= {"combinations": combined, "colours": recoloured, "everyday_weight": everyday_weight}
+        _write_record(folder, made_of, used, emojibase, reports)
     return EmojiReport(out, reports)
 
 
@@ -256,68 +231,11 @@ def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]])
     return pictures
 
 
-def _render_to(path: Path, picture: Picture, size: int) -> str:
-    """Render into a file; the digest of the picture comes back, or "" and no file if nothing is to be seen in it."""
-    try:
-        data = render(picture.icon, size)
-    except ValueError as error:
-        raise UserError(f"{picture.style}: its icon {picture.icon.name} cannot be drawn ({error})") from error
-    with Image.open(io.BytesIO(data)) as image:
-        if image.convert("RGB").getcolors(1) is not None:  # one colour
-            return ""
-    path.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: int, progress: bool) -> list[Picture]:
-    """Render all but those left out; a blank one, or a held-out one that also trains by another name, is dropped."""
-    wanted = [picture for picture in pictures if picture.split != "left out"]
-    paths = [folder / picture.split / picture.file_name for picture in wanted]
-    for parent in {path.parent for path in paths}:
-        parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(n_jobs) as pool:  # the renderer lets go of the interpreter, so threads are enough
-        drawing = pool.map(_render_to, paths, wanted, repeat(size))
-        try:
-            digests = list(tqdm(drawing, total=len(wanted), desc="drawing", unit="picture", disable=not progress))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: at once, not after the queue
-    trained = {digest for picture, digest in zip(wanted, digests, strict=True) if picture.split == "train"}
-    kept = []
-    for picture, path, digest in zip(wanted, paths, digests, strict=True):
-        if picture.split == "test" and digest in trained:
-            path.unlink()
-        elif digest:
-            kept.append(picture)
-    return kept
-
-
 def _style_report(style: str, pictures: Iterable[Picture], kept: Iterable[Picture], n_unmatched: int) -> StyleReport:
     n_drawn = sum(picture.style == style for picture in pictures)
     splits = Counter(picture.split for picture in kept if picture.style == style)
     n_left_out = n_drawn - splits["train"] - splits["test"]
     return StyleReport(splits["train"], splits["test"], n_unmatched, n_left_out)
-
-
-def _write_metadata(folder: Path, pictures: Iterable[Picture], packages: Mapping[str, Source]) -> None:
-    """One metadata.jsonl in each split's folder: where Hugging Face `datasets` looks for it."""
-    lines: dict[str, list[str]] = {}
-    for picture in pictures:
-        concept, texts = picture.concept, captions(picture.concept, picture.style)
-        line = {
-            "file_name": picture.file_name,
-            "text": texts[0],
-            "captions": texts,
-            "style": picture.style,
-            "concept": concept.hexcode,
-            "label": concept.label,
-            "group": concept.group,
-            "subgroup": concept.subgroup,
-            "split": picture.split,
-            "licence": packages[picture.style].licence,
-        }
-        lines.setdefault(picture.split, []).append(json.dumps(line, ensure_ascii=False) + "\n")
-    for split, texts in lines.items():
-        (folder / split / "metadata.jsonl").write_text("".join(texts), encoding="utf-8")
 
 
 def _write_record(
@@ -331,25 +249,3 @@ def _write_record(
     counts = {style: asdict(report) for style, report in reports.items()}
     what = {"built_by": "miniai data emoji", **made_of}
     write_json(folder / RECORD, what | {"sources": sources, "captions": asdict(emojibase), "counts": counts})
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder.parent}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _put_in_place(built: Path, out: Path) -> None:
-    """Give the finished folder its name; an older set of ours steps aside first and goes when the new one stands."""
-    old = built.with_suffix(".old")
-    if out.is_dir():
-        os.replace(out, old)
-    try:
-        os.replace(built, out)
-    except OSError as error:
-        if old.exists():
-            os.replace(old, out)
-        raise UserError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from error
-    with suppress(OSError):
-        shutil.rmtree(old)

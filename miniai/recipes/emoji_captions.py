@@ -75,8 +75,11 @@ BARE = ("flag of ", "keycap ", "no ", "thumbs ", "input ")
 THE = ("statue of liberty", "milky way", "wheel of dharma", "star of david")
 
 
-def captions(concept: Concept, style: str) -> list[str]:
-    """Eight to fifteen different captions of `concept` in `style`; the first is "<label>, <style words> style"."""
+def captions(concept: Concept, style: str, everyday_weight: int = 1) -> list[str]:
+    """Eight to fifteen different captions of `concept` in `style`; the first is "<label>, <style words> style".
+
+    Those in everyday words stand `everyday_weight` times in the list, so that training shows them as much more often.
+    """
     label, words = concept.label, STYLE_WORDS[style]
     end = f", {words} style"
     thing = with_article(label)
@@ -88,8 +91,9 @@ def captions(concept: Concept, style: str) -> list[str]:
     found = [label + end, label, thing + end, thing, media[0] + end, media[1]]
     if natural:
         found += [natural + end, natural]
-    for name in _shuffled(_everyday(concept), concept, style, "everyday")[:2]:
-        found += [with_article(name) + end, with_article(name)]
+    names = _shuffled(_everyday(concept), concept, style, "everyday")[:2]
+    everyday = [with_article(name) + ending for name in names for ending in (end, "")]
+    found += everyday
     if tags:
         found += [f"{label}, {', '.join(tags[:3])}{end}", f"{', '.join(tags[-2:])}, {label}"]
     if len(tags) > 2:
@@ -97,7 +101,8 @@ def captions(concept: Concept, style: str) -> list[str]:
     if kind:
         found += [f"{label}, {kind}{end}"]
     found += [f"{label} emoji{end}", f"{label} in {words} style", media[2] + end, f"{words} emoji, {label}"]
-    return list(dict.fromkeys(found))[:MAX_CAPTIONS]
+    different = list(dict.fromkeys(found))[:MAX_CAPTIONS]
+    return different + [text for text in different if text in everyday] * (everyday_weight - 1)
 
 
 def with_article(label: str) -> str:

@@ -47,7 +47,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "smiling face with sunglasses": ("cool face", "face in sunglasses"),
     "nerd face": ("face with glasses",),
     "frowning face": ("sad face", "unhappy face"),
-    "face with open mouth": ("surprised face with open mouth",),
+    "face with open mouth": ("surprised face", "surprised face with open mouth"),
     "astonished face": ("amazed face",),
     "flushed face": ("embarrassed face",),
     "pleading face": ("puppy eyes",),

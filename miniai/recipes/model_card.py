@@ -104,6 +104,8 @@ def commands(
         built = json.loads(record.read_text())
         chosen = f" --groups {shlex.quote(','.join(built['groups']))}" if built.get("groups") else ""
         chosen += "".join(f" --{extra}" for extra in ("combinations", "colours") if built.get(extra))
+        weight = built.get("everyday_weight", 1)
+        chosen += f" --everyday-weight {weight}" if weight != 1 else ""
         lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
     start = "" if init is None else f" --init {init}"
     start += f" --stages {','.join(stages)}" if init is not None and "vae" in stages else ""

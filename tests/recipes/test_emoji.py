@@ -285,6 +285,7 @@ def test_a_set_of_ours_is_replaced_whole_and_stays_when_the_new_build_fails(pack
         ({"styles": ["noto"], "groups": ["animls"]}, "unknown group 'animls'; choose from core, animals-nature"),
         ({"styles": ["noto"], "size": 4}, "size 4 is out of range; give 16 to 1024 pixels"),
         ({"styles": ["noto"], "n_jobs": 0}, "give 1 or more"),
+        ({"styles": ["noto"], "everyday_weight": 0}, "weight of 0 for everyday words is out of range; give 1 to 20"),
         ({"styles": ["noto"], "groups": ["flags"]}, "no pictures in groups flags and styles noto"),
     ],
 )
@@ -420,5 +421,10 @@ def test_everyday_names_are_captions_of_their_own_and_mean_one_thing_each() -> N
     texts = {text for style in STYLES for text in captions(car, style)}
     assert {"a car, noto style", "a red car"} & texts
     assert {with_article(name) for name in EVERYDAY["automobile"]} <= texts
+    weighted = captions(car, "noto", everyday_weight=3)
+    assert weighted[: len(set(weighted))] == captions(car, "noto")
+    often = [text for text in set(weighted) if weighted.count(text) == 3]
+    assert len(often) == 4
+    assert all(any(with_article(name) in text for name in EVERYDAY["automobile"]) for text in often)
     assert with_article("coffee") == "coffee"
     assert with_article("glass of red wine") == "a glass of red wine"
