@@ -1,12 +1,10 @@
 """The sweep over samplers, steps and guidance: what a setting costs, that nothing is painted twice, what is saved."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from shapes import write_shapes
 from tiny_model import tiny_pipeline
@@ -19,14 +17,6 @@ from miniai.recipes.sampling_sweep import Setting, markdown, sampling_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")  # prompts beyond the tiny window
 CHOICES: dict[str, Any] = {"samplers": ["euler", "heun"], "step_counts": [2, 3], "guidance_scales": [1.0, 2.5]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
