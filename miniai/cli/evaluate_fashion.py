@@ -8,14 +8,11 @@ import typer
 from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.evaluate import app
-from miniai.cli.options import Device, FirstSeed, numbers, words
+from miniai.cli.options import Device, FashionData, FirstSeed, numbers, words
 from miniai.recipes import generate_request
 
 Painter = Annotated[Path, typer.Option("--model", help="Folder of a training of fashion-ddpm or its siblings.")]
 Classifier = Annotated[Path, typer.Option(help="Folder of a training of fashion-classifier: the judge.")]
-Data = Annotated[
-    Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
-]
 Number = Annotated[int, typer.Option("--n", help="Pictures to paint, 64 to 60000; below 2048 FID is biased.")]
 Guidance = Annotated[
     float | None, typer.Option(help="How strongly the class rules, 0 to 100.", show_default="the recipe's")
@@ -34,7 +31,7 @@ def _check(n: int, guidance_scale: float | None, *steps: int | None) -> None:
 def fashion(
     model: Painter,
     classifier: Classifier,
-    data: Data = None,
+    data: FashionData = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for figures and a sheet.", show_default="that of --model")
     ] = None,
@@ -67,7 +64,7 @@ def fashion(
 def fashion_steps(
     model: Painter,
     classifier: Classifier,
-    data: Data = None,
+    data: FashionData = None,
     out: Annotated[Path | None, typer.Option(help="Folder for table and plot.", show_default="that of --model")] = None,
     samplers: Annotated[str, typer.Option(help="Separated by commas, as for generate.")] = "euler,heun,dpmpp_2m",
     steps: Annotated[str, typer.Option(help="Denoising steps, separated by commas, 1 to 1000 each.")] = "5,10,20,50",
@@ -104,7 +101,7 @@ def fashion_steps(
 def fashion_pictures(
     model: Painter,
     out: Annotated[Path, typer.Option(help="Folder for the four pictures.")],
-    data: Data = None,
+    data: FashionData = None,
     at: Annotated[
         str | None,
         typer.Option(

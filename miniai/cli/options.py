@@ -36,6 +36,14 @@ Limit = Annotated[
     int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
 ]
 FirstSeed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")]
+FashionData = Annotated[
+    Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
+]
+FashionTraining = Annotated[
+    Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples, results.")
+]
+FashionEpochs = Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 

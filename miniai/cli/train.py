@@ -5,13 +5,9 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, stage_stops, words
+from miniai.cli.options import Device, FashionData, FashionEpochs, Resume, stage_stops, words
 
 app = typer.Typer(help="Train models.")
-
-FashionData = Annotated[
-    Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
-]
 
 
 @app.command("text-to-image")
@@ -20,7 +16,7 @@ def text_to_image(
     out: Annotated[Path, typer.Option(help="Folder of the training; the model will be in its subfolder 'model'.")],
     minutes: Annotated[float | None, typer.Option(help="Minutes to train in all, shared among the stages.")] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimizer steps of each stage.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    resume: Resume = False,
     stages: Annotated[
         str | None,
         typer.Option(
@@ -74,8 +70,8 @@ def text_to_image(
 def fashion_classifier(
     out: Annotated[Path, typer.Option(help="Folder of the training: model, config, log, loss curve, results.")],
     data: FashionData = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 5,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    epochs: FashionEpochs = 5,
+    resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Train a residual network that names Fashion-MNIST's ten classes, and print its accuracy on the test pictures."""
@@ -93,8 +89,8 @@ def _fashion_diffusion(kind: str, text: str) -> None:
     def command(
         out: Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples.")],
         data: FashionData = None,
-        epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 25,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+        epochs: FashionEpochs = 25,
+        resume: Resume = False,
         device: Device = "auto",
         compile_: Annotated[
             bool, typer.Option("--compile", help="Compile the network first: minutes, then more pictures a second.")

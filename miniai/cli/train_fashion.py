@@ -5,18 +5,15 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, numbers, stage_stops, words
-from miniai.cli.train import FashionData, app
-
-Out = Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples, results.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")]
+from miniai.cli.options import Device, FashionData, FashionEpochs, FashionTraining, Resume, numbers, stage_stops, words
+from miniai.cli.train import app
 
 
 @app.command("fashion-autoencoder")
 def fashion_autoencoder(
-    out: Out,
+    out: FashionTraining,
     data: FashionData = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 10,
+    epochs: FashionEpochs = 10,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
@@ -33,7 +30,7 @@ def fashion_autoencoder(
 
 @app.command("fashion-latent")
 def fashion_latent(
-    out: Out,
+    out: FashionTraining,
     data: FashionData = None,
     epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures of the U-Net.")] = 25,
     autoencoder_epochs: Annotated[float, typer.Option(help="And, before that, of the autoencoder.")] = 10,

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, stage_stops
-from miniai.cli.train import FashionData, app
+from miniai.cli.options import Device, FashionData, FashionEpochs, FashionTraining, Resume, stage_stops
+from miniai.cli.train import app
 
 VGG = Annotated[
     Path | None,
@@ -50,11 +50,11 @@ def texture(
 
 @app.command("fashion-super")
 def fashion_super(
-    out: Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples, results.")],
+    out: FashionTraining,
     classifier: Annotated[Path, typer.Option(help="Folder of a training of fashion-classifier, to begin as.")],
     data: FashionData = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures.")] = 5,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    epochs: FashionEpochs = 5,
+    resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Make clothes of 14×14 pixels 28×28, and print the error beside that of plain enlarging."""
