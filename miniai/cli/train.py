@@ -21,13 +21,14 @@ def text_to_image(
         str | None,
         typer.Option(
             help="Which stages to run, separated by commas; those before must be finished.",
-            show_default="vae,clip,latents,unet",
+            show_default="vae,clip,latents,unet,decoder",
         ),
     ] = None,
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Model folder to go on from: its text encoder and U-Net learn, its VAE only if --stages names it.",
+            help="Model folder to go on from: its text encoder, U-Net and decoder learn, its encoder only if --stages "
+            "names vae.",
             show_default="nothing",
         ),
     ] = None,

@@ -1,7 +1,8 @@
-"""Text to image, from a folder of captioned pictures to a model folder that paints: four stages, one command.
+"""Text to image, from a folder of captioned pictures to a model folder that paints: five stages, one command.
 
 1. a VAE puts pictures into latents; 2. a CLIP learns what captions mean; 3. both are applied once to all the data;
-4. a U-Net learns to denoise latents under the text. `out/model` is then a Stable Diffusion folder in Diffusers' layout.
+4. a U-Net learns to denoise latents under the text; 5. the VAE's decoder learns to paint what the U-Net makes.
+`out/model` is then a Stable Diffusion folder in Diffusers' layout.
 """
 
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from miniai.base.configs import config_from_dict, config_to_dict
 from miniai.base.device import pick_device
@@ -23,6 +26,7 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
+from miniai.recipes.decoder_stage import painted_latents, train_decoder
 from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun, check_compiler
@@ -34,7 +38,7 @@ from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import load_images, read_captioned_folder
 from miniai.train.distributed import n_launched
 
-STAGES = ("vae", "clip", "latents", "unet")
+STAGES = ("vae", "clip", "latents", "unet", "decoder")
 
 
 def train_text_to_image(
@@ -59,8 +63,8 @@ def train_text_to_image(
     - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage.
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
     - stages: which of `STAGES` to run (None: all); those before must have been finished.
-    - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder and
-      U-Net go on learning from `data`, and its VAE only if `stages` names it.
+    - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder,
+      U-Net and decoder go on learning from `data`, and its whole VAE only if `stages` names it.
     - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
     - compiler: put the U-Net through torch.compile with this backend, "inductor" as a rule: minutes to begin with, then
       more pictures a second.
@@ -70,7 +74,7 @@ def train_text_to_image(
     """
     if n_launched() > 1:
         raise UserError("text-to-image trains in one process: start it without a launcher of several")
-    stages = _checked_stages(stages if stages is not None else STAGES if init is None else ("latents", "unet"))
+    stages = _checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
     if (minutes is None) == (steps is None):
         raise UserError("give either the minutes to train or the steps of each stage")
     config = _config(out, resume, size, config_file, seed)
@@ -88,6 +92,7 @@ def train_text_to_image(
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
 
     shares = {"vae": config.vae_stage.share, "clip": config.clip_stage.share, "unet": config.unet_stage.share}
+    shares["decoder"] = config.decoder_stage.share
 
     def stage_run(name: str) -> StageRun:
         of_all = sum(share for stage, share in shares.items() if stage in stages)
@@ -121,11 +126,16 @@ def train_text_to_image(
         unet = None if start is None else start.unet
         model = train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint, unet)
         run.save(model, run.unet_path)
-    if "unet" in stages:
+    decoder_run = stage_run("decoder")
+    if "decoder" in stages and not decoder_run.finished:
+        latents = Latents.load(run.latents_path)
+        trained = train_decoder(config, images, latents.latents, run.painted(latents), run.vae(), decoder_run)
+        run.save(trained, run.decoder_path)
+    if "unet" in stages or "decoder" in stages:
         write_folder(out / "model", run.components())
-        records = [stage.record() for stage in (vae_run, clip_run, unet_run) if stage.finished]
+        records = [stage.record() for stage in (vae_run, clip_run, unet_run, decoder_run) if stage.finished]
         total = sum(record["minutes"] for record in records)
-        done = ("vae", "latents", "unet") if vae_run.finished else ()
+        done = ("vae", *STAGES[2:]) if vae_run.finished else ()
         card = data_card(data, len(images))
         write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done))
         print(f"the model is in {out / 'model'}", file=sys.stderr)
@@ -140,6 +150,7 @@ class _Run:
         self.clip_path = out / "clip"
         self.vae_path = out / "stages" / "vae" / "vae.safetensors"
         self.unet_path = out / "stages" / "unet" / "unet.safetensors"
+        self.decoder_path = out / "stages" / "decoder" / "vae.safetensors"
         self.latents_path = out / "stages" / "latents" / "latents.safetensors"
         try:
             self.latents_path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +176,33 @@ class _Run:
         text_encoder.text_model = clip.text_model
         return text_encoder.to(self.device).eval(), tokenizer
 
-    def components(self) -> Components:
+    def painted(self, latents: Latents) -> Float[Tensor, "n c h w"]:
+        """What the U-Net makes of the training pictures, for the decoder: made once, and kept."""
+        path = self.decoder_path.parent / "painted.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model, tokenizer = self.unet()
+            parts = (tokenizer, model.text_encoder, model.unet, self.vae())
+            pipeline = StableDiffusionPipeline(*parts, scheduler_config(self.config))
+            made = painted_latents(pipeline, latents, self.config.decoder_loss, self.config.seed)
+            write_weights(path, {"painted": made})
+        return read_weights(path)["painted"]
+
+    def unet(self) -> tuple[TextToImageModel, CLIPTokenizer]:
+        """The U-Net and the text encoder that it listens to, as their stage left them, or as the model to start from
+        has them."""
         text_encoder, tokenizer = self.clip_text()
+        if self.start is not None and not self.unet_path.is_file():
+            return TextToImageModel(self.start.unet, text_encoder, train_text=False), tokenizer
         model = TextToImageModel(UNet2DConditionModel(self.config.unet), text_encoder, train_text=False)
-        model, vae = self._load(model, self.unet_path, "unet").half().cpu(), self.vae().half().cpu()
+        return self._load(model, self.unet_path, "unet"), tokenizer
+
+    def components(self) -> Components:
+        model, tokenizer = self.unet()
+        vae = self.vae()
+        if self.decoder_path.is_file():
+            vae = self._load(vae, self.decoder_path, "decoder")
+        model, vae = model.half().cpu(), vae.half().cpu()
         return Components(tokenizer, model.text_encoder, model.unet, vae, scheduler_config(self.config))
 
     def _load(self, module: Any, path: Path, stage: str) -> Any:

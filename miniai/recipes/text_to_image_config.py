@@ -43,6 +43,23 @@ class VAELossConfig:
 
 
 @dataclass(frozen=True)
+class DecoderLossConfig:
+    """Of `painted` of the pictures the decoder sees latents that the U-Net made, from noise of the share `strength` of
+    `n_steps` steps and under `guidance_scale`; of the others the encoder's, with noise of a deviation up to `noise` on
+    them. The mean absolute error of pixels counts 1, that of `edges` and of the critic's `features` beside it;
+    `adversarial` is how strongly the critic's opinion pulls, compared to these."""
+
+    painted: float = 0.5
+    strength: float = 0.4
+    n_steps: int = 10
+    guidance_scale: float = 2.5
+    noise: float = 0.2
+    edges: float = 1.0
+    features: float = 1.0
+    adversarial: float = 0.5
+
+
+@dataclass(frozen=True)
 class TextToImageConfig:
     """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
@@ -59,7 +76,13 @@ class TextToImageConfig:
     vae_stage: StageConfig
     clip_stage: StageConfig
     unet_stage: StageConfig
+    decoder_stage: StageConfig = field(
+        default_factory=lambda: StageConfig(
+            share=0.08, batch_size=16, learning_rate=5e-4, weight_decay=0.0, betas=(0.5, 0.99), ema=0.998
+        )
+    )
     vae_loss: VAELossConfig = field(default_factory=VAELossConfig)
+    decoder_loss: DecoderLossConfig = field(default_factory=DecoderLossConfig)
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
@@ -127,9 +150,9 @@ SMALL = TextToImageConfig(
         attention_head_dim=(5, 9),
         use_linear_projection=True,
     ),
-    vae_stage=StageConfig(share=0.20, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
-    clip_stage=StageConfig(share=0.16, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
-    unet_stage=StageConfig(share=0.64, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4),
+    vae_stage=StageConfig(share=0.18, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
+    clip_stage=StageConfig(share=0.14, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
+    unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4),
 )
 
 TINY = replace(
@@ -168,6 +191,7 @@ TINY = replace(
     vae_stage=replace(SMALL.vae_stage, batch_size=4),
     clip_stage=replace(SMALL.clip_stage, batch_size=8),
     unet_stage=replace(SMALL.unet_stage, batch_size=8),
+    decoder_stage=replace(SMALL.decoder_stage, batch_size=4),
 )
 
 SIZES = {"small": SMALL, "tiny": TINY}
