@@ -44,21 +44,12 @@ def text_to_image(
 ) -> None:
     """Paint the held-out captions and measure: retrieval, FID, KID, nearest training pictures, beside the real ones."""
     from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image as evaluate
+    from miniai.recipes.evaluation import Evaluation
 
+    model = model or generate_request.packaged_model()
     with stage_stops():
-        evaluate(
-            model or generate_request.packaged_model(),
-            data,
-            out,
-            evaluator,
-            steps,
-            guidance_scale,
-            sampler,
-            seed,
-            limit,
-            device,
-            evaluator_minutes=evaluator_minutes,
-        )
+        asked = Evaluation(model, data, evaluator, seed, limit, device, evaluator_minutes)
+        evaluate(asked, out, steps, guidance_scale, sampler)
     typer.echo(out)
 
 

@@ -43,20 +43,11 @@ def sampling(
         generate_request.check_ranges(("--steps", count, 1, generate_request.MAX_STEPS, "steps"))
     for scale in scales:
         generate_request.check_ranges(("--guidance-scales", scale, 0, generate_request.MAX_GUIDANCE_SCALE, ""))
+    from miniai.recipes.evaluation import Evaluation
     from miniai.recipes.sampling_sweep import TABLE, sampling_sweep
 
+    model = model or generate_request.packaged_model()
     with stage_stops():
-        sampling_sweep(
-            model or generate_request.packaged_model(),
-            data,
-            out,
-            evaluator,
-            samplers=names,
-            step_counts=counts,
-            guidance_scales=scales,
-            seed=seed,
-            limit=limit,
-            device=device,
-            evaluator_minutes=evaluator_minutes,
-        )
+        asked = Evaluation(model, data, evaluator, seed, limit, device, evaluator_minutes)
+        sampling_sweep(asked, out, samplers=names, step_counts=counts, guidance_scales=scales)
     typer.echo((out / TABLE).read_text(), nl=False)

@@ -14,14 +14,12 @@ from miniai.base.errors import UserError
 from miniai.base.files import atomic_file, write_json
 from miniai.base.images import grid, save_png
 from miniai.recipes.contact_sheet import load_painter, paint
-from miniai.recipes.evaluator import Evaluator, find_evaluator, load_evaluator, refuse_own_clip
+from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.judging import Pictures, measure, to_levels
 from miniai.recipes.sheets import labelled_grid
-from miniai.sd.pipeline import StableDiffusionPipeline
-from miniai.train.captions import CaptionedFolder, CaptionedItem, load_images, read_captioned_folder
+from miniai.train.captions import load_images
 
-MIN_PICTURES = 4
 N_SAMPLES, N_NEAREST = 64, 16  # pictures on the two sheets
 SHARES = {
     "retrieval": "right caption of {k}",
@@ -36,58 +34,41 @@ The distances to the nearest training picture are medians."""
 
 
 def evaluate_text_to_image(
-    model: Path,
-    data: Path,
+    asked: Evaluation,
     out: Path,
-    evaluator: Path | None = None,
     n_steps: int = 20,
     guidance_scale: float = GUIDANCE_SCALE,
     sampler: str | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    device: str = "auto",
-    *,
-    evaluator_minutes: float | None = 15.0,
-    evaluator_steps: int | None = None,
-    evaluator_size: str = "small",
 ) -> dict[str, Any]:
-    """Paint one picture for each held-out caption in `data`, measure, print the table, save all of it in `out`.
+    """Paint one picture for each held-out caption, measure, print the table, save all of it in `out`.
 
-    - evaluator: folder of a CLIP that took no part in training the model; see `find_evaluator` for what None finds.
-    - sampler: None is the model's own; seed: picture i is painted from seed + i.
-    - limit: at most so many of the held-out pictures, evenly spread.
-
-    Returns what results.json holds. Raises UserError: no held-out pictures, a model folder or evaluator that cannot be
-    read, or an evaluator that is the model's own CLIP.
+    `sampler` None is the model's own. Returns what results.json holds. Raises UserError: no held-out pictures, a model
+    folder or evaluator that cannot be read, or an evaluator that is the model's own CLIP.
     """
-    folder = read_captioned_folder(data)
-    heldout = choose_heldout(folder, limit)
-    pipeline = load_painter(model, device)
-    known = None if evaluator is None else _independent(load_evaluator(evaluator, pipeline.device), pipeline)
+    folder, heldout = asked.pictures()
+    pipeline = load_painter(asked.model, asked.device)
+    known = None if asked.evaluator is None else asked.judge(folder, pipeline)
     _make_folders(out)
     # Paint first: whatever is wrong with the request shows before an evaluator is trained for a quarter of an hour.
     started = time.monotonic()
-    painted = list(paint(pipeline, [item.text for item in heldout], n_steps, guidance_scale, sampler, seed))
+    painted = list(paint(pipeline, [item.text for item in heldout], n_steps, guidance_scale, sampler, asked.seed))
     seconds = time.monotonic() - started
     for i, image in enumerate(painted):
         save_png(out / "pictures" / f"{i:04d}.png", image)
-    judge = known or _independent(
-        find_evaluator(folder, pipeline.device, minutes=evaluator_minutes, steps=evaluator_steps, size=evaluator_size),
-        pipeline,
-    )
+    judge = known or asked.judge(folder, pipeline)
     pictures = Pictures(
         to_levels(painted, judge.image_size),
         load_images(heldout, judge.image_size),
         load_images(folder.train, judge.image_size),
     )
     results: dict[str, Any] = {
-        "model": str(model),
-        "data": str(data),
+        "model": str(asked.model),
+        "data": str(asked.data),
         "settings": {
             "n_steps": n_steps,
             "guidance_scale": guidance_scale,
             "sampler": sampler or str(pipeline.scheduler_config.get("_class_name")),
-            "seed": seed,
+            "seed": asked.seed,
             "device": str(pipeline.device),
         },
         "seconds_per_picture": round(seconds / len(painted), 4),
@@ -102,21 +83,6 @@ def evaluate_text_to_image(
     save_png(out / "nearest.png", nearest_sheet(pictures, results["pictures"]))
     print(table)
     return results
-
-
-def choose_heldout(folder: CaptionedFolder, limit: int | None = None) -> tuple[CaptionedItem, ...]:
-    """The held-out pictures to paint again: all, or `limit` of them, evenly spread."""
-    if limit is not None and limit < MIN_PICTURES:
-        raise UserError(f"limit {limit} is too small: an evaluation needs at least {MIN_PICTURES} pictures")
-    items = folder.heldout
-    if len(items) < MIN_PICTURES or len(folder.train) < len(items):
-        raise UserError(
-            f"{folder.root} holds out {len(items)} of {len(items) + len(folder.train)} pictures: "
-            f"put at least {MIN_PICTURES}, and at most half, into a split named test"
-        )
-    if limit is None or limit >= len(items):
-        return items
-    return tuple(items[i * len(items) // limit] for i in range(limit))
 
 
 def markdown_table(results: dict[str, Any]) -> str:
@@ -169,11 +135,6 @@ def nearest_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Im
 def _spread(n: int, n_wanted: int) -> list[int]:
     """`n_wanted` of n places, evenly spread, or all of them."""
     return list(range(n)) if n <= n_wanted else [i * n // n_wanted for i in range(n_wanted)]
-
-
-def _independent(judge: Evaluator, pipeline: StableDiffusionPipeline) -> Evaluator:
-    refuse_own_clip(judge, pipeline.text_encoder)
-    return judge
 
 
 def _make_folders(out: Path) -> None:

@@ -17,10 +17,10 @@ from miniai.diffusion.sampling import find_sampler, n_calls
 from miniai.evaluate.fid import frechet_distance, moments
 from miniai.evaluate.retrieval import draw_candidates, largest_k, retrieved
 from miniai.recipes.contact_sheet import load_painter, paint
-from miniai.recipes.evaluate_text_to_image import choose_heldout
-from miniai.recipes.evaluator import Evaluator, find_evaluator, load_evaluator, refuse_own_clip
+from miniai.recipes.evaluation import Evaluation
+from miniai.recipes.evaluator import Evaluator
 from miniai.recipes.judging import K, to_levels
-from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
+from miniai.train.captions import CaptionedItem, load_images
 
 RESULTS, TABLE, PLOT = "sampling.json", "sampling.md", "sampling.png"
 
@@ -57,22 +57,14 @@ class CaptionJudge:
 
 
 def sampling_sweep(
-    model: Path,
-    data: Path,
+    asked: Evaluation,
     out: Path,
-    evaluator: Path | None = None,
     *,
     samplers: Sequence[str],
     step_counts: Sequence[int],
     guidance_scales: Sequence[int | float],
-    seed: int = 0,
-    limit: int | None = None,
-    device: str = "auto",
-    evaluator_minutes: float | None = 15.0,
-    evaluator_steps: int | None = None,
-    evaluator_size: str = "small",
 ) -> list[dict[str, Any]]:
-    """Paint the held-out captions of `data` by every sampler, in every number of steps, with every guidance scale.
+    """Paint the held-out captions by every sampler, in every number of steps, with every guidance scale.
 
     Returns the records that `out/sampling.json` then holds: the setting, evaluations of the network for a picture,
     seconds a picture, retrieval, FID. It is written after each setting, and a setting that stands there for the same
@@ -84,22 +76,16 @@ def sampling_sweep(
         raise UserError("samplers, steps and guidance scales need at least one each; steps above 0, scales not below")
     for name in samplers:
         find_sampler(name)
-    folder = read_captioned_folder(data)
-    heldout = choose_heldout(folder, limit)
-    pipeline = load_painter(model, device)
-    if evaluator is not None:
-        judge = load_evaluator(evaluator, pipeline.device)
-    else:
-        judge = find_evaluator(
-            folder, pipeline.device, minutes=evaluator_minutes, steps=evaluator_steps, size=evaluator_size
-        )
-    refuse_own_clip(judge, pipeline.text_encoder)
+    folder, heldout = asked.pictures()
+    pipeline = load_painter(asked.model, asked.device)
+    judge = asked.judge(folder, pipeline)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
     measure = CaptionJudge(judge, heldout)
-    same = {"model": str(model.resolve()), "judge": str(judge.folder.resolve()), "seed": seed, "n": len(heldout)}
+    places = {"model": str(asked.model.resolve()), "judge": str(judge.folder.resolve())}
+    same = {**places, "seed": asked.seed, "n": len(heldout)}
     kept = read_json(out / RESULTS) if (out / RESULTS).is_file() else []
     found: list[dict[str, Any]] = [one for one in kept if same.items() <= one.items()]
     for setting in settings:
@@ -108,7 +94,7 @@ def sampling_sweep(
             continue
         started = time.monotonic()
         texts = [item.text for item in heldout]
-        painted = list(paint(pipeline, texts, setting.steps, setting.guidance_scale, setting.sampler, seed))
+        painted = list(paint(pipeline, texts, setting.steps, setting.guidance_scale, setting.sampler, asked.seed))
         seconds = (time.monotonic() - started) / len(painted)
         found.append({**this, "seconds": round(seconds, 4), **measure.figures(painted)})
         write_json(out / RESULTS, found)

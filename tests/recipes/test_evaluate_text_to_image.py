@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.contact_sheet import contact_sheet, load_painter, paint
-from miniai.recipes.evaluate_text_to_image import choose_heldout, evaluate_text_to_image
+from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
+from miniai.recipes.evaluation import Evaluation, choose_heldout
 from miniai.recipes.evaluator import RECORD, Evaluator, find_evaluator, train_evaluator
 from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.judging import Pictures, measure, to_levels
@@ -52,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(model: Path, data: CaptionedFolder, judge: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("evaluation")
-    return out, evaluate_text_to_image(model, data.root, out, judge.folder, n_steps=2)
+    return out, evaluate_text_to_image(Evaluation(model, data.root, judge.folder), out, n_steps=2)
 
 
 def _figures(judge: Evaluator, data: CaptionedFolder, painted: torch.Tensor) -> dict[str, Any]:
@@ -115,8 +117,9 @@ def test_everything_is_saved(results: tuple[Path, dict[str, Any]]) -> None:
 def test_same_seed_gives_the_same_figures_and_another_seed_others(
     model: Path, data: CaptionedFolder, judge: Evaluator, results: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    again = evaluate_text_to_image(model, data.root, tmp_path / "a", judge.folder, n_steps=2)
-    other = evaluate_text_to_image(model, data.root, tmp_path / "b", judge.folder, n_steps=2, seed=100)
+    asked = Evaluation(model, data.root, judge.folder)
+    again = evaluate_text_to_image(asked, tmp_path / "a", n_steps=2)
+    other = evaluate_text_to_image(replace(asked, seed=100), tmp_path / "b", n_steps=2)
     changing = ("seconds_per_picture", "settings")
     assert {k: v for k, v in again.items() if k not in changing} == {
         k: v for k, v in results[1].items() if k not in changing
@@ -179,7 +182,7 @@ def test_models_own_clip_is_refused_as_its_judge(data: CaptionedFolder, judge: E
     parts = judge.tokenizer, own, UNet2DConditionModel(TINY.unet), AutoencoderKL(TINY.vae), scheduler_config(TINY)
     StableDiffusionPipeline(*parts).save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="the CLIP that the model was trained with"):
-        evaluate_text_to_image(tmp_path / "model", data.root, tmp_path / "out", judge.folder, n_steps=2)
+        evaluate_text_to_image(Evaluation(tmp_path / "model", data.root, judge.folder), tmp_path / "out", n_steps=2)
 
 
 def test_limit_takes_that_many_held_out_pictures_evenly_spread(data: CaptionedFolder) -> None:
@@ -208,13 +211,13 @@ def test_folder_without_styles_is_measured_without_them(judge: Evaluator, data: 
 
 def test_missing_evaluator_is_named(data: CaptionedFolder, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        evaluate_text_to_image(model, data.root, tmp_path, tmp_path / "nowhere")
+        evaluate_text_to_image(Evaluation(model, data.root, tmp_path / "nowhere"), tmp_path)
 
 
 def test_impossible_request_is_refused_before_an_evaluator_is_trained(model: Path, tmp_path: Path) -> None:
     other = write_shapes(tmp_path / "shapes", n_heldout=20)
     with pytest.raises(UserError, match="eulr"):
-        evaluate_text_to_image(model, other, tmp_path / "out", sampler="eulr", n_steps=2)
+        evaluate_text_to_image(Evaluation(model, other), tmp_path / "out", sampler="eulr", n_steps=2)
     assert not (tmp_path / "shapes-evaluator").exists()
 
 

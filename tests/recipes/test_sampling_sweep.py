@@ -13,6 +13,7 @@ from miniai.base.errors import UserError
 from miniai.recipes import sampling_sweep as sweep
 from miniai.recipes.contact_sheet import load_painter
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
+from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.sampling_sweep import Setting, markdown, sampling_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")  # prompts beyond the tiny window
@@ -28,8 +29,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, **choices: Any) -> list[dict[str, Any]]:
-    options = {**CHOICES, "evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny", **choices}
-    return sampling_sweep(place / "model", place / "shapes", place / "out", **options)
+    judge: dict[str, Any] = {"evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny"}
+    asked = Evaluation(place / "model", place / "shapes", **judge)
+    return sampling_sweep(asked, place / "out", **{**CHOICES, **choices})
 
 
 @pytest.mark.parametrize(
@@ -49,10 +51,8 @@ def test_every_setting_is_measured_as_the_evaluation_measures_it_and_none_twice(
 ) -> None:
     found = run(place)
     assert len(found) == 8
-    beside = evaluate_text_to_image(
-        place / "model", place / "shapes", place / "one", place / "shapes-evaluator", n_steps=3, guidance_scale=2.5,
-        sampler="heun",
-    )  # fmt: skip
+    asked = Evaluation(place / "model", place / "shapes", place / "shapes-evaluator")
+    beside = evaluate_text_to_image(asked, place / "one", n_steps=3, guidance_scale=2.5, sampler="heun")
     same = next(one for one in found if (one["sampler"], one["steps"], one["guidance_scale"]) == ("heun", 3, 2.5))
     assert same["retrieval"] == pytest.approx(beside["retrieval"]["generated"])
     assert same["fid"] == pytest.approx(beside["fid"]["generated"], rel=1e-6)
@@ -82,5 +82,5 @@ def test_the_table_has_the_best_first() -> None:
 )
 def test_a_bad_choice_is_refused_before_anything_is_painted(place: Path, choices: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        sampling_sweep(place / "model", place / "shapes", place / "bad", **{**CHOICES, **choices})
+        sampling_sweep(Evaluation(place / "model", place / "shapes"), place / "bad", **{**CHOICES, **choices})
     assert not (place / "bad").exists()
