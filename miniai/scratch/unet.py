@@ -1,6 +1,7 @@
 """40. The conditional U-Net of Stable Diffusion (Rombach et al. 2022): what is noise here, given the text?
 
-Names are those of nn/unet.py, which stands beside it line for line. Maps are (h, w, c), the text's tokens (n, d).
+Names are those of nn/unet.py and nn/unet_blocks.py, beside which it stands line for line. Maps are (h, w, c), the
+text's tokens (n, d).
 
 Residual blocks and transformers go down through halving resolutions, through a middle block, and up again, where each
 block also receives what the block opposite to it put out on the way down.

@@ -57,7 +57,8 @@ def classes_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", ["blocks", "transformer", "unet", "clip", "autoencoder"])
 def test_a_network_has_the_names_of_the_one_above(name: str) -> None:
-    above = classes_of(ABOVE / "layers.py") | (classes_of(ABOVE / f"{name}.py") if name != "blocks" else set())
+    files = {"blocks": ["layers"], "unet": ["layers", "unet_blocks", "unet"]}.get(name, ["layers", name])
+    above = {one for file in files for one in classes_of(ABOVE / f"{file}.py")}
     here = classes_of(BELOW / f"{name}.py")
     assert len(here) > 2
     assert here <= above
