@@ -3,6 +3,10 @@
 oneDNN, PyTorch's library of CPU kernels, works on blocks of channels. Given plain weights it makes the blocks anew at
 each call, which for many channels on few pixels takes longer than the convolution itself. Its kernels also take what
 follows a layer, a sum or an activation, into the same pass over memory; the result is then rounded once, not twice.
+
+How a 1×1 convolution wants its blocks depends on the size of the picture, which is not known when weights are packed.
+Packed as a convolution it may lay them out again at each call, and slowly: without AMX that made it up to 12 times as
+slow as a plain one (benchmarks/results/packed_layers.md). So it is packed as the linear layer that it is.
 """
 
 from typing import Any, TypeVar
@@ -27,15 +31,18 @@ def pack_weights(model: Module) -> Module:
 
     The layers then compute what they did before, up to rounding; `state_dict`, `load_state_dict` and `to` work as
     before, in plain weights. Packed weights are buffers and do not learn, though gradients flow through to the inputs;
-    `unpack_weights` undoes it. Where packing is not possible (another device, float16, a PyTorch without oneDNN), a
-    layer stays as it is. Each plain weight is let go of before the next is packed: twice the memory is never needed.
+    `unpack_weights` undoes it. Where packing is not possible (another device, float16, padding by other than a given
+    number of zeros, a PyTorch without oneDNN), a layer stays as it is. Each plain weight is let go of before the next
+    is packed: twice the memory is never needed. The same forms are used on every CPU: whether it has AMX changes
+    nothing but oneDNN's choice of instructions.
     """
     layer: Any
     for layer in model.modules() if can_pack() else ():
-        if type(layer) in _FORMS and _packable(layer.weight):
+        form = _packed_form(layer)
+        if form is not None and _packable(layer.weight):
             weight = layer.weight.detach()
             del layer.weight
-            layer.__class__ = _FORMS[type(layer)]
+            layer.__class__ = form
             layer.take(weight)
             del weight
     return model
@@ -53,14 +60,14 @@ def unpack_weights(model: Module) -> Module:
         if isinstance(layer, _Packed):
             weight = layer.plain_weight()
             layer.forget()
-            layer.__class__ = next(plain for plain, form in _FORMS.items() if form is type(layer))
+            layer.__class__ = _PLAIN[type(layer)]
             layer.weight = nn.Parameter(weight)
     return model
 
 
 def plus(layer: nn.Module, x: Tensor, addend: Tensor) -> Tensor:
     """layer(x) + addend, which has the shape of the result: in one pass over memory if `layer` is packed."""
-    if isinstance(layer, (PackedConv2d, PackedLinear)) and layer.can_compute(x) and layer.can_compute(addend):
+    if isinstance(layer, _SUMMING) and layer.can_compute(x) and layer.can_compute(addend):
         return layer.plus(x, addend)
     return layer(x) + addend
 
@@ -146,6 +153,31 @@ class PackedConv2d(_Packed, nn.Conv2d):
         )
 
 
+class PackedPointwiseConv2d(_Packed, nn.Conv2d):
+    """A 1×1 `nn.Conv2d` for painting: made by `pack_weights`, and computed as a linear layer at each pixel."""
+
+    def packed(self, weight: Tensor) -> Tensor:
+        return super().packed(weight.flatten(1))
+
+    def plain_weight(self) -> Tensor:
+        return super().plain_weight()[..., None, None] if self.weight.is_mkldnn else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.can_compute(x):
+            return self._conv_forward(x, self.plain_weight(), self.bias)
+        pixels = torch.ops.mkldnn._linear_pointwise(_pixels(x), self.weight, self.bias, "none", [], "")
+        return pixels.permute(0, 3, 1, 2)
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        pixels = torch.ops.mkldnn._linear_pointwise.binary(_pixels(x), _pixels(addend), self.weight, self.bias, "add")
+        return pixels.permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(b, c, h, w) as (b, h, w, c), which in channels-last memory is the same memory."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
 class PackedLinear(_Packed, nn.Linear):
     """`nn.Linear` for painting: made by `pack_weights`."""
 
@@ -187,4 +219,20 @@ class PackedGatedLinear(_Packed, GatedLinear):
         return torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.weight, value_bias, "mul")
 
 
-_FORMS: dict[Any, Any] = {nn.Conv2d: PackedConv2d, nn.Linear: PackedLinear, GatedLinear: PackedGatedLinear}
+_SUMMING: Any = (PackedConv2d, PackedPointwiseConv2d, PackedLinear)
+_PLAIN: dict[Any, Any] = {
+    PackedConv2d: nn.Conv2d,
+    PackedPointwiseConv2d: nn.Conv2d,
+    PackedLinear: nn.Linear,
+    PackedGatedLinear: GatedLinear,
+}
+
+
+def _packed_form(layer: nn.Module) -> Any:
+    """The packed class for a plain layer, or None."""
+    if type(layer) is nn.Conv2d:
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return None
+        pointwise = layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+        return PackedPointwiseConv2d if pointwise else PackedConv2d
+    return {nn.Linear: PackedLinear, GatedLinear: PackedGatedLinear}.get(type(layer))

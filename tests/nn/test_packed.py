@@ -14,6 +14,7 @@ from miniai.nn.packed import (
     PackedConv2d,
     PackedGatedLinear,
     PackedLinear,
+    PackedPointwiseConv2d,
     can_pack,
     pack_weights,
     plus,
@@ -45,7 +46,8 @@ def pictures(dtype: torch.dtype, n: int = 2, side: int = 10) -> torch.Tensor:
 
 
 def packed_layers(model: nn.Module) -> list[nn.Module]:
-    return [layer for layer in model.modules() if isinstance(layer, (PackedConv2d, PackedGatedLinear, PackedLinear))]
+    forms = (PackedConv2d, PackedGatedLinear, PackedLinear, PackedPointwiseConv2d)
+    return [layer for layer in model.modules() if isinstance(layer, forms)]
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -112,7 +114,10 @@ def test_under_autocast_packed_layers_do_as_plain_ones() -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("layer", [nn.Linear(8, 12), nn.Linear(8, 12, bias=False), nn.Conv2d(8, 12, 3, padding=1)])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(8, 12), nn.Linear(8, 12, bias=False), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1)],
+)
 def test_a_sum_behind_a_packed_layer_is_what_it_is_behind_a_plain_one(dtype: torch.dtype, layer: nn.Module) -> None:
     layer = copy.deepcopy(layer).to(dtype)
     x, addend = (torch.randn(2, n, 6, 6, generator=make_generator(n)).to(dtype) for n in (8, 12))
@@ -156,6 +161,44 @@ def test_a_feed_forward_of_many_tokens_is_that_of_each(dtype: torch.dtype) -> No
         for one in (layer, pack_weights(copy.deepcopy(layer))):
             rough = dtype == torch.bfloat16
             torch.testing.assert_close(one(x, x), whole, rtol=2e-2 if rough else 1e-5, atol=2e-2 if rough else 1e-6)
+
+
+@DTYPES
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_packed_1x1_convolution_is_one_at_each_pixel(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    layer = nn.Conv2d(16, 24, 1).to(dtype)
+    packed = pack_weights(copy.deepcopy(layer))
+    assert type(packed) is PackedPointwiseConv2d
+    x = torch.randn(2, 16, 5, 7, generator=make_generator(0)).to(dtype).contiguous(memory_format=layout)
+    with torch.no_grad():
+        y, exact = packed(x), copy.deepcopy(layer).double()(x.double())
+        assert y.shape == exact.shape
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        rough = dtype == torch.bfloat16
+        torch.testing.assert_close(y.double(), exact, rtol=2.0**-8 if rough else 1e-5, atol=1e-5)
+    unpacked = unpack_weights(packed)
+    assert type(unpacked) is nn.Conv2d
+    assert torch.equal(unpacked.weight, layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "form"),
+    [
+        (nn.Conv2d(8, 8, 1), PackedPointwiseConv2d),
+        (nn.Conv2d(8, 8, 1, stride=2), PackedConv2d),
+        (nn.Conv2d(8, 8, 1, padding=1), PackedConv2d),
+        (nn.Conv2d(8, 8, 1, groups=4), PackedConv2d),
+        (nn.Conv2d(8, 8, 3, padding=1, dilation=2), PackedConv2d),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.Conv2d),
+        (nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d),
+    ],
+)
+def test_every_kind_of_convolution_computes_the_same_in_the_form_it_is_packed_in(layer: nn.Conv2d, form: type) -> None:
+    packed = pack_weights(copy.deepcopy(layer))
+    assert type(packed) is form
+    x = pictures(torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_float16_layers_stay_plain() -> None:
