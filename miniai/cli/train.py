@@ -21,7 +21,7 @@ def text_to_image(
         str | None,
         typer.Option(
             help="Which stages to run, separated by commas; those before must be finished.",
-            show_default="vae,clip,latents,unet,decoder",
+            show_default="vae,clip,latents,unet,words,decoder",
         ),
     ] = None,
     init: Annotated[

@@ -1,4 +1,4 @@
-"""Stage 5: the decoder learns to paint sharp pictures from the latents that the U-Net makes.
+"""Stage 6: the decoder learns to paint sharp pictures from the latents that the U-Net makes.
 
 Until now it has seen only what the encoder made of real pictures. The U-Net's latents lack the finest detail, and where
 an outline may run here or there, the mean error alone paints both. So each training picture goes part of the way into

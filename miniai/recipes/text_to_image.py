@@ -1,8 +1,9 @@
-"""Text to image, from a folder of captioned pictures to a model folder that paints: five stages, one command.
+"""Text to image, from a folder of captioned pictures to a model folder that paints: six stages, one command.
 
 1. a VAE puts pictures into latents; 2. a CLIP learns what captions mean; 3. both are applied once to all the data;
-4. a U-Net learns to denoise latents under the text; 5. the VAE's decoder learns to paint what the U-Net makes.
-`out/model` is then a Stable Diffusion folder in Diffusers' layout.
+4. a U-Net learns to denoise latents under the text; 5. the captions of a picture learn from the best known of them;
+6. the VAE's decoder learns to paint what the U-Net makes. `out/model` is then a Stable Diffusion folder in Diffusers'
+layout.
 """
 
 import os
@@ -32,13 +33,14 @@ from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun, check_compiler
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
+from miniai.recipes.words_stage import train_words
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import load_images, read_captioned_folder
 from miniai.train.distributed import n_launched
 
-STAGES = ("vae", "clip", "latents", "unet", "decoder")
+STAGES = ("vae", "clip", "latents", "unet", "words", "decoder")
 
 
 def train_text_to_image(
@@ -91,8 +93,7 @@ def train_text_to_image(
     captions = [list(item.captions) for item in folder.train]
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
 
-    shares = {"vae": config.vae_stage.share, "clip": config.clip_stage.share, "unet": config.unet_stage.share}
-    shares["decoder"] = config.decoder_stage.share
+    shares = {stage: getattr(config, f"{stage}_stage").share for stage in STAGES if stage != "latents"}
 
     def stage_run(name: str) -> StageRun:
         of_all = sum(share for stage, share in shares.items() if stage in stages)
@@ -126,14 +127,20 @@ def train_text_to_image(
         unet = None if start is None else start.unet
         model = train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint, unet)
         run.save(model, run.unet_path)
+    words_run = stage_run("words")
+    if "words" in stages and config.train_text and not words_run.finished:
+        model, _ = run.unet()
+        train_words(config, Latents.load(run.latents_path), model.text_encoder, model.unet, words_run)
+        run.save(model.text_encoder, run.words_path)
     decoder_run = stage_run("decoder")
     if "decoder" in stages and not decoder_run.finished:
         latents = Latents.load(run.latents_path)
         trained = train_decoder(config, images, latents.latents, run.painted(latents), run.vae(), decoder_run)
         run.save(trained, run.decoder_path)
-    if "unet" in stages or "decoder" in stages:
+    if {"unet", "words", "decoder"} & set(stages):
         write_folder(out / "model", run.components())
-        records = [stage.record() for stage in (vae_run, clip_run, unet_run, decoder_run) if stage.finished]
+        all_runs = (vae_run, clip_run, unet_run, words_run, decoder_run)
+        records = [stage.record() for stage in all_runs if stage.finished]
         total = sum(record["minutes"] for record in records)
         done = ("vae", *STAGES[2:]) if vae_run.finished else ()
         card = data_card(data, len(images))
@@ -150,6 +157,7 @@ class _Run:
         self.clip_path = out / "clip"
         self.vae_path = out / "stages" / "vae" / "vae.safetensors"
         self.unet_path = out / "stages" / "unet" / "unet.safetensors"
+        self.words_path = out / "stages" / "words" / "text_encoder.safetensors"
         self.decoder_path = out / "stages" / "decoder" / "vae.safetensors"
         self.latents_path = out / "stages" / "latents" / "latents.safetensors"
         try:
@@ -189,13 +197,17 @@ class _Run:
         return read_weights(path)["painted"]
 
     def unet(self) -> tuple[TextToImageModel, CLIPTokenizer]:
-        """The U-Net and the text encoder that it listens to, as their stage left them, or as the model to start from
+        """The U-Net and the text encoder that it listens to, as their stages left them, or as the model to start from
         has them."""
         text_encoder, tokenizer = self.clip_text()
         if self.start is not None and not self.unet_path.is_file():
-            return TextToImageModel(self.start.unet, text_encoder, train_text=False), tokenizer
-        model = TextToImageModel(UNet2DConditionModel(self.config.unet), text_encoder, train_text=False)
-        return self._load(model, self.unet_path, "unet"), tokenizer
+            model = TextToImageModel(self.start.unet, text_encoder, train_text=False)
+        else:
+            model = TextToImageModel(UNet2DConditionModel(self.config.unet), text_encoder, train_text=False)
+            model = self._load(model, self.unet_path, "unet")
+        if self.words_path.is_file():
+            self._load(model.text_encoder, self.words_path, "words")
+        return model, tokenizer
 
     def components(self) -> Components:
         model, tokenizer = self.unet()

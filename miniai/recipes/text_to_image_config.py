@@ -63,8 +63,9 @@ class DecoderLossConfig:
 class TextToImageConfig:
     """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
-    lets the text encoder go on learning with the U-Net, else CLIP's is frozen and texts are encoded only once;
-    `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`."""
+    lets the text encoder go on learning with the U-Net and after it, else CLIP's is frozen and texts are encoded only
+    once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
+    `words_shift` is the same while captions learn from one another."""
 
     image_size: int
     window: int
@@ -76,6 +77,9 @@ class TextToImageConfig:
     vae_stage: StageConfig
     clip_stage: StageConfig
     unet_stage: StageConfig
+    words_stage: StageConfig = field(
+        default_factory=lambda: StageConfig(share=0.05, batch_size=128, learning_rate=4e-4, warmup=0.05, ema=0.99)
+    )
     decoder_stage: StageConfig = field(
         default_factory=lambda: StageConfig(
             share=0.08, batch_size=16, learning_rate=5e-4, weight_decay=0.0, betas=(0.5, 0.99), ema=0.998
@@ -90,6 +94,7 @@ class TextToImageConfig:
     )
     weighting: Weighting = "min_snr_plus_one"
     timestep_shift: float = 2.5
+    words_shift: float = 5.0
     drop_text: float = 0.1
     train_text: bool = True
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way
@@ -191,6 +196,7 @@ TINY = replace(
     vae_stage=replace(SMALL.vae_stage, batch_size=4),
     clip_stage=replace(SMALL.clip_stage, batch_size=8),
     unet_stage=replace(SMALL.unet_stage, batch_size=8),
+    words_stage=replace(SMALL.words_stage, batch_size=8),
     decoder_stage=replace(SMALL.decoder_stage, batch_size=4),
 )
 

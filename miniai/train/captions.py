@@ -38,7 +38,8 @@ N_THREADS = 2
 
 @dataclass(frozen=True)
 class CaptionedItem:
-    """One picture: where it is, its captions (one or more, the main one first), its split, and its other fields."""
+    """One picture: where it is, its captions (one or more, the main one first; one that stands there twice is twice as
+    likely to be drawn), its split, and its other fields."""
 
     path: Path
     captions: tuple[str, ...]
@@ -203,7 +204,10 @@ def _item(folder: Path, table: Path, row: Mapping[str, Any]) -> CaptionedItem | 
         return f"{file_name}: empty caption" if "text" in row or more else f"{file_name}: no text"
     split = _split_of(folder, path, row.get("split"))
     fields = {key: value for key, value in row.items() if key not in ("file_name", "text", "captions", "split")}
-    return CaptionedItem(path, tuple(dict.fromkeys(caption.strip() for caption in captions)), split, fields)
+    texts = [caption.strip() for caption in captions]
+    if len(texts) > len(more) and texts[0] in texts[1:]:
+        del texts[texts.index(texts[0], 1)]  # the main one, which stands among the others as well
+    return CaptionedItem(path, tuple(texts), split, fields)
 
 
 def _split_of(folder: Path, path: Path, named: object) -> str:
@@ -229,7 +233,7 @@ def _from_text_files(folder: Path, problems: list[str]) -> Iterator[CaptionedIte
         except (OSError, UnicodeDecodeError):
             problems.append(f"{text_file.relative_to(folder)}: cannot be read as UTF-8 text")
             continue
-        captions = tuple(dict.fromkeys(line for line in lines if line))
+        captions = tuple(line for line in lines if line)
         if captions:
             yield CaptionedItem(path, captions, _split_of(folder, path, None))
         else:

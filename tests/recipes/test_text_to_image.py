@@ -73,13 +73,13 @@ def test_the_trained_folder_paints_here_and_in_diffusers_the_same(trained: Path)
 
 
 def test_every_stage_leaves_its_record_its_curve_and_its_pictures(trained: Path) -> None:
-    for stage in ("vae", "clip", "unet", "decoder"):
+    for stage in ("vae", "clip", "unet", "words", "decoder"):
         folder = trained / "stages" / stage
         record = json.loads((folder / "done.json").read_text())
         assert record["steps"] == STEPS
-        assert record["images"] == STEPS * {"vae": 4, "clip": 8, "unet": 8, "decoder": 4}[stage]
+        assert record["images"] == STEPS * {"vae": 4, "clip": 8, "unet": 8, "words": 8, "decoder": 4}[stage]
         assert Image.open(folder / "loss.png").width > 100
-        assert (folder / "samples").is_dir() == (stage != "clip")
+        assert (folder / "samples").is_dir() == (stage not in ("clip", "words"))
     clip, tokenizer = load_clip(trained / "clip")
     assert clip.encode_text(tokenizer(["a red line"])).shape == (1, TINY.text.projection_dim)
 
@@ -176,7 +176,7 @@ def test_an_unknown_stage_or_size_is_refused(data: Path, tmp_path: Path) -> None
 
 def test_stages_one_by_one_give_the_weights_of_one_command(data: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for i, stage in enumerate(("clip", "vae", "latents", "unet", "decoder")):
+    for i, stage in enumerate(("clip", "vae", "latents", "unet", "words", "decoder")):
         train_text_to_image(data, out, steps=STEPS, size="tiny", stages=(stage,), resume=i > 0, device="cpu")
     assert_same_weights(out, trained)
 

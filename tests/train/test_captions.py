@@ -65,7 +65,23 @@ def test_a_text_file_beside_each_picture_gives_one_caption_a_line(tmp_path: Path
     found = read_captioned_folder(tmp_path).items
     assert [(item.path.name, item.captions) for item in found] == [
         ("a.webp", ("a hen",)),
-        ("z.png", ("a fox", "a red fox")),
+        ("z.png", ("a fox", "a red fox", "a fox")),
+    ]
+
+
+def test_a_caption_that_stands_twice_is_there_twice_but_for_the_main_one_said_again(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    rows = [
+        {"file_name": "a.png", "text": "a bee", "captions": ["a honeybee", "a bee", "an insect", "an insect"]},
+        {"file_name": "b.png", "text": "a bee", "captions": ["a bee", "a bee"]},
+        {"file_name": "c.png", "captions": ["a bee", "a bee"]},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.captions for item in read_captioned_folder(tmp_path).items] == [
+        ("a bee", "a honeybee", "an insect", "an insect"),
+        ("a bee", "a bee"),
+        ("a bee", "a bee"),
     ]
 
 
