@@ -14,7 +14,9 @@ from miniai.base.configs import config_from_dict
 @dataclass(frozen=True)
 class ResNetConfig:
     """`block_out_channels`: of each level, the first at the picture's own resolution, each next one at half of it;
-    `layers_per_block`: residual blocks of each level; `dropout`: share of the features left out before the last layer.
+    `layers_per_block`: residual blocks of each level; `dropout`: share of the features left out before the last layer;
+    `stem_channels`: if given, of the first convolution alone, and every level, the first too, then begins with a
+    convolution and a maximum over 2×2 pixels: little is done at the full resolution, which costs the most.
     """
 
     in_channels: int = 1
@@ -22,6 +24,17 @@ class ResNetConfig:
     block_out_channels: tuple[int, ...] = (64, 128, 256, 512)
     layers_per_block: int = 1
     dropout: float = 0.1
+    stem_channels: int | None = None
+
+    @property
+    def first_channels(self) -> int:
+        """Of the features at the picture's own resolution."""
+        return self.block_out_channels[0] if self.stem_channels is None else self.stem_channels
+
+    @property
+    def modules_per_level(self) -> int:
+        """How many of `ResNet.blocks` belong to one level."""
+        return self.layers_per_block + (self.stem_channels is not None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "ResNetConfig":
@@ -53,18 +66,34 @@ class ResBlock(nn.Module):
         return F.relu(h + self.shortcut(x))
 
 
+class PooledConv(nn.Module):
+    """A 3×3 convolution, the largest of each 2×2 of its answers (an odd edge counts too), batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        return F.relu(self.norm(F.max_pool2d(self.conv(x), 2, ceil_mode=True)))
+
+
 class ResNet(nn.Module):
     """Pictures to logits; `features` are what the last layer sees, which FID can be measured on."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1, bias=False)
-        self.norm_in = nn.BatchNorm2d(channels[0])
+        channels, first = config.block_out_channels, config.first_channels
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1, bias=False)
+        self.norm_in = nn.BatchNorm2d(first)
         blocks: list[nn.Module] = []
-        for level, c_out in enumerate(channels):
-            blocks.append(ResBlock(channels[max(level - 1, 0)], c_out, stride=1 if level == 0 else 2))
+        for level, (c_in, c_out) in enumerate(zip((first, *channels), channels, strict=False)):
+            stride = 1 if level == 0 else 2
+            if config.stem_channels is not None:
+                blocks.append(PooledConv(c_in, c_out))
+                c_in, stride = c_out, 1
+            blocks.append(ResBlock(c_in, c_out, stride))
             blocks += [ResBlock(c_out, c_out) for _ in range(config.layers_per_block - 1)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels[-1], config.n_classes)

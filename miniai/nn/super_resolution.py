@@ -44,8 +44,10 @@ class SuperResolutionUNet(nn.Module):
         self.config = config
         body = ResNet(config.body)
         self.conv_in, self.norm_in, self.blocks = body.conv_in, body.norm_in, body.blocks
-        self._per_level, self._n_levels = config.body.layers_per_block, len(config.body.block_out_channels)
+        self._per_level, self._n_levels = config.body.modules_per_level, len(config.body.block_out_channels)
         channels = config.body.block_out_channels
+        if config.body.stem_channels is not None:  # then the first level is smaller than the picture already
+            channels = (config.body.stem_channels, *channels)
         self.up = nn.ModuleList(
             ResBlock(c_in + (c_out if config.cross else 0), c_out)
             for c_in, c_out in zip(channels[:0:-1], channels[-2::-1], strict=True)
@@ -56,7 +58,7 @@ class SuperResolutionUNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         x = F.relu(self.norm_in(self.conv_in(images)))
-        levels: list[Tensor] = []
+        levels = [] if self.config.body.stem_channels is None else [x]
         for blocks in self._levels():
             for block in blocks:
                 x = block(x)

@@ -3,6 +3,7 @@
 Its features are also what FID is measured on in the recipes that paint clothes.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
+from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.images import save_png
 from miniai.diffusion.pictures import as_pictures
@@ -23,31 +24,78 @@ from miniai.recipes.fashion import CONFIG, is_trained, load_both, load_model, sa
 from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
-from miniai.train.augment import Augment, RandomCrop, RandomErase, RandomFlip
+from miniai.train.augment import Augment, Augmentation, RandomCrop, RandomErase, RandomFlip
 from miniai.train.data import TensorDataset
 from miniai.train.distributed import is_first
 from miniai.train.fashion_mnist import CLASSES, LabelledImages
 from miniai.train.inference import as_it_is, flipped
+from miniai.train.muon import Muon
 
 BATCH = 500  # pictures at a time where nothing is learned
 
 
 @dataclass(frozen=True)
-class FashionClassifierConfig:
-    """The whole recipe. `label_smoothing`: the share of each target that is spread over all classes (Szegedy et al.
-    2016, section 7); `crop`: pixels that pictures are moved by, at most, each way; `erase`: the edge of the patches
-    that are erased, as a share of the picture's; `seed` of weights, order and augmentation."""
+class Strength:
+    """How much pictures are changed in trainings of `from_epochs` epochs and more. `crop`: pixels that they are moved
+    by, at most, each way; `erase`: the edge of the patches that are erased, as a share of the picture's, `patches` of
+    them at most (0: none)."""
 
-    model: ResNetConfig = field(default_factory=ResNetConfig)
+    from_epochs: int | float
+    crop: int
+    erase: int | float
+    patches: int
+
+    def augmentations(self) -> list[Augmentation]:
+        """What is done to each picture, in turn."""
+        erase = [RandomErase(self.erase, self.patches)] if self.patches > 0 else []
+        return [RandomCrop(self.crop), RandomFlip(), *erase]
+
+
+@dataclass(frozen=True)
+class FashionClassifierConfig:
+    """The whole recipe, for any number of epochs: the more there are, the more the pictures are changed.
+
+    Kernels learn by Muon, which `kernel_rate` and `kernel_momentum` are for; `stage.learning_rate` is AdamW's, for
+    the first convolution, the norms and the last layer. `strengths`: by their `from_epochs`; `label_smoothing`: the
+    share of each target that is spread over all classes (Szegedy et al. 2016, section 7); `seed` of weights, order and
+    augmentation."""
+
+    model: ResNetConfig = field(
+        default_factory=lambda: ResNetConfig(block_out_channels=(48, 128, 256), stem_channels=24, dropout=0.0)
+    )
     stage: StageConfig = field(
         default_factory=lambda: StageConfig(
-            share=1.0, batch_size=256, learning_rate=2e-3, weight_decay=0.05, warmup=0.2, decay_from=0.2, ema=0.99
+            share=1.0, batch_size=256, learning_rate=1e-2, weight_decay=0.0, warmup=0.15, decay_from=0.15, ema=0.98
         )
     )
+    kernel_rate: int | float = 0.1
+    kernel_momentum: int | float = 0.6
+    strengths: tuple[Strength, ...] = (
+        Strength(from_epochs=0, crop=1, erase=0.25, patches=0),
+        Strength(from_epochs=10, crop=1, erase=0.25, patches=1),
+        Strength(from_epochs=35, crop=2, erase=0.25, patches=2),
+    )
     label_smoothing: float = 0.1
-    crop: int = 2
-    erase: float = 0.2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        starts = [one.from_epochs for one in self.strengths]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"from_epochs of strengths must begin at 0 and rise, not {starts}")
+
+    def strength(self, epochs: int | float) -> Strength:
+        """The last of `strengths` that a training of so many epochs reaches."""
+        return [one for one in self.strengths if one.from_epochs <= epochs][-1]
+
+    def optimizer(self, model: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
+        """Muon for all 3×3 kernels (a norm follows each) but the first, which sees nine numbers only; AdamW for the
+        rest."""
+        kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[-1] > 1][1:]
+        chosen = {id(weight) for weight in kernels}
+        others = [weight for weight in model.parameters() if id(weight) not in chosen]
+        rates = {"lr": self.kernel_rate, "momentum": self.kernel_momentum}
+        adamw = {"lr": stage.learning_rate, "betas": stage.betas, "weight_decay": stage.weight_decay}
+        return Muon([{"params": kernels, "orthogonal": True, **rates}, {"params": others, **adamw}])
 
 
 class ClassifierObjective:
@@ -83,16 +131,21 @@ def train_fashion_classifier(
     train, test = load_both(data)
     place = pick_device(device)
     run = start_run("classifier", out, config, epochs, len(train), config.stage.batch_size, place, resume)
+    strength = config.strength(epochs)
+    if is_first():
+        print(f"strength, of {epochs:g} epochs: {strength}", file=sys.stderr)
     with initial_weights(config.seed):
         model = ResNet(config.model)
     if is_trained(run):
         load_model(model, out, place)
     else:
         pictures = train.scaled()
-        augment = Augment(RandomCrop(config.crop), RandomFlip(), RandomErase(config.erase))
+        augment = Augment(*strength.augmentations())
         objective = ClassifierObjective(config.label_smoothing)
         items = TensorDataset((pictures, train.labels))
-        run_stage(run, config.stage, model, items, objective, config.seed, callbacks=[augment])
+        run_stage(
+            run, config.stage, model, items, objective, config.seed, callbacks=[augment], optimizer=config.optimizer
+        )
         measure_norms(model, pictures[:: max(1, len(pictures) // 8192)], place)
         save_model(model, out)
     results = {"epochs": epochs, **run.record(), **accuracy(model, test, place)}
@@ -138,7 +191,11 @@ def mistakes(model: nn.Module, test: LabelledImages, device: torch.device, n: in
 
 
 def load_classifier(folder: Path, device: torch.device) -> ResNet:
-    """A trained classifier. Raises UserError if the folder holds none, or not yet."""
+    """A trained classifier, also of a run whose config has other fields for its training.
+
+    Raises UserError if the folder holds none, or not yet."""
     path = folder / CONFIG
-    config = config_from_dict(FashionClassifierConfig, read_json(path), str(path))
-    return load_model(ResNet(config.model), folder, device)
+    values = read_json(path)
+    if not isinstance(values, dict) or "model" not in values:
+        raise UserError(f"{path} describes no classifier: name a folder of `miniai train fashion-classifier`")
+    return load_model(ResNet(ResNetConfig.from_dict(values["model"], f"{path}: model")), folder, device)

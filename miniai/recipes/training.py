@@ -66,8 +66,10 @@ def run_stage(
     *,
     sample: Callable[[Path], None] | None = None,
     callbacks: Iterable[Callback] = (),
+    optimizer: Callable[[nn.Module, StageConfig], torch.optim.Optimizer] | None = None,
 ) -> None:
-    """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one.
+    """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one; by AdamW,
+    or by what `optimizer(model, config)` makes.
 
     At the end the model holds the averaged weights, and `run.record_path` says what was done. `sample(path)` draws a
     picture of the model's state, with the averaged weights in place, every `run.sample_minutes`.
@@ -90,9 +92,7 @@ def run_stage(
         model,
         Loader(data, min(config.batch_size, len(data)), seed=seed),
         objective,
-        torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
-        ),
+        (optimizer or adamw)(model, config),
         callbacks=[
             Device(run.device) if n_launched() == 1 else Accelerate(cpu=run.device.type == "cpu", mixed_precision="no"),
             Precision(torch.bfloat16),
@@ -149,6 +149,12 @@ def initial_weights(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """What every stage learns by that asks for nothing else."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

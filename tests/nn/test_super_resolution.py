@@ -51,6 +51,21 @@ def test_it_takes_over_a_classifiers_way_down_and_refuses_another() -> None:
         model.begin_as(ResNet(ResNetConfig(block_out_channels=(4, 8, 16), layers_per_block=2)))
 
 
+@pytest.mark.parametrize("cross", [True, False])
+def test_it_begins_as_a_classifier_whose_first_level_is_smaller_than_the_picture(cross: bool) -> None:
+    body = ResNetConfig(block_out_channels=(4, 8), stem_channels=6)
+    classifier, model = ResNet(body).eval(), SuperResolutionUNet(SuperResolutionConfig(body, cross)).eval()
+    model.begin_as(classifier)
+    assert torch.equal(model(X), X)
+    seen: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    model(X)
+    assert torch.equal(seen[0].float().mean((2, 3)), classifier.features(X))
+    assert [len(group) for group in model.body_groups()] == [2, 2, 2]
+    torch.nn.init.normal_(model.conv_out.weight)
+    assert model(torch.zeros(1, 1, 11, 17)).shape == (1, 1, 11, 17)
+
+
 def test_the_groups_to_unfreeze_are_the_whole_way_down_the_deepest_first() -> None:
     model = network(True)
     groups = model.body_groups()

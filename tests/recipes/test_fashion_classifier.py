@@ -7,22 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from miniai.base.configs import config_from_dict
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.nn.resnet import ResNet, ResNetConfig
+from miniai.recipes.fashion import save_model
 from miniai.recipes.fashion_classifier import (
     FashionClassifierConfig,
+    Strength,
     accuracy,
     load_classifier,
     train_fashion_classifier,
 )
+from miniai.train.augment import RandomFlip, item_generators
 from miniai.train.fashion_mnist import load_fashion_mnist
 from miniai.train.inference import as_it_is, flipped, predict_with_views
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
 CPU = torch.device("cpu")
-SMALL = FashionClassifierConfig(model=ResNetConfig(block_out_channels=(16, 32)))
-SMALL = replace(SMALL, stage=replace(SMALL.stage, batch_size=20, learning_rate=2e-2, ema=0.5))
+SMALL = FashionClassifierConfig(model=ResNetConfig(block_out_channels=(16, 32), stem_channels=8))
+SMALL = replace(SMALL, stage=replace(SMALL.stage, batch_size=20, ema=0.5))
 
 
 def test_a_few_epochs_on_a_few_pictures_beat_chance_by_far(tmp_path: Path) -> None:
@@ -64,6 +68,60 @@ def test_another_config_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=SMALL)
     with pytest.raises(UserError, match="other numbers"):
         train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=replace(SMALL, seed=1), resume=True)
+
+
+def test_the_more_epochs_the_more_the_pictures_are_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = FashionClassifierConfig()
+    strengths = [config.strength(epochs) for epochs in (0.5, 5, 20, 50)]
+    assert strengths[0] == strengths[1] == config.strengths[0]
+    changed = torch.stack([mean_change(strength) for strength in strengths[1:]])
+    assert (changed.diff() > 0.01).all()
+    train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=SMALL)
+    assert f"strength, of 0.2 epochs: {SMALL.strengths[0]}" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert config_from_dict(FashionClassifierConfig, kept, "config.json") == SMALL
+    with pytest.raises(ValueError, match="must begin at 0 and rise, not \\[10, 35\\]"):
+        replace(config, strengths=config.strengths[1:])
+
+
+def mean_change(strength: Strength) -> torch.Tensor:
+    """How far the pictures are from themselves, on average, after what `strength` does to them beside flips."""
+    pictures = load_fashion_mnist("train", DATA).scaled()[:64]
+    changed = pictures
+    for k, augmentation in enumerate(strength.augmentations()):
+        if not isinstance(augmentation, RandomFlip):
+            changed = augmentation(changed, item_generators(0, 0, list(range(64)), k))
+    return (changed - pictures).abs().mean()
+
+
+def test_a_classifier_of_the_recipe_before_still_loads_but_does_not_go_on(tmp_path: Path) -> None:
+    """Its config had `crop` and `erase` in place of `strengths`, and no `stem_channels`."""
+    torch.manual_seed(0)
+    model = ResNet(ResNetConfig(block_out_channels=(4, 8), dropout=0.1)).eval()
+    old = {"in_channels": 1, "n_classes": 10, "block_out_channels": [4, 8], "layers_per_block": 1, "dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps({"model": old, "crop": 2, "erase": 0.2, "seed": 0}))
+    save_model(model, tmp_path)
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.allclose(load_classifier(tmp_path, CPU)(x), model(x), atol=1e-5)
+    with pytest.raises(UserError, match="other numbers"):
+        train_fashion_classifier(tmp_path, data=DATA, epochs=1, config=SMALL, resume=True)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="describes no classifier"):
+        load_classifier(tmp_path, CPU)
+
+
+def test_with_a_stem_every_level_halves_the_picture_and_an_odd_edge_counts() -> None:
+    model = ResNet(ResNetConfig(block_out_channels=(4, 8), stem_channels=2, layers_per_block=2)).eval()
+    assert len(model.blocks) == 2 * model.config.modules_per_level == 6
+    x = torch.randn(2, 1, 14, 14)
+    sizes = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, out: sizes.append(tuple(out.shape[1:])))
+    model(x)
+    assert sizes == [(4, 7, 7)] * 3 + [(8, 4, 4)] * 3
+    features = model.features(x)
+    x[:, :, -1, -1] += 100
+    assert not torch.equal(model.features(x), features)
 
 
 def test_a_resnet_begins_as_its_identity_paths() -> None:
