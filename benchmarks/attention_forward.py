@@ -33,6 +33,11 @@ def widened(multiple: int) -> Form:
     return form
 
 
+def heads_apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's kernel, with the keys and values of each head side by side in memory."""
+    return fused(q, k.contiguous(), v.contiguous())
+
+
 def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two products and a softmax. The scores are rounded once more than in the kernel."""
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
@@ -53,6 +58,7 @@ SHAPES = (
 FORMS: dict[str, Form] = {
     "fused": fused,
     "fused, keys in whole vectors": in_whole_vectors,
+    "fused, keys of a head side by side": heads_apart,
     "fused, heads widened to 16": widened(16),
     "fused, heads widened to 64": widened(64),
     "products": products,

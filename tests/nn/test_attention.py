@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from miniai.base.seeds import make_generator
-from miniai.nn.attention import MANY_QUERIES, attention, fused, in_whole_vectors
+from miniai.nn.attention import MANY_KEYS, MANY_QUERIES, attention, fused, in_whole_vectors
 from miniai.nn.layers import attend
 
 FORMS = {"fused": fused, "vectors": in_whole_vectors, "chosen": attention}
@@ -14,6 +14,7 @@ SHAPES = {
     "few, text": (20, 77, 10),
     "many, text": (MANY_QUERIES, 77, 10),
     "vectors": (7, 32, 16),
+    "many keys": (MANY_QUERIES, MANY_KEYS + 9, 10),
 }
 
 
