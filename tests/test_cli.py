@@ -182,6 +182,7 @@ BAD: list[tuple[list[str], str]] = [
     (["a", "--device", "tpu"], "unknown device 'tpu'"),
     (["a", "--dtype", "int4"], "unknown dtype 'int4': choose auto, float32, float16, bfloat16"),
     (["a", "--model", "nowhere"], "there is no folder nowhere"),
+    (["a", "--model", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
     (["a", "--model", "."], "has no model_index.json"),
     (["a", "--out", "nowhere/a.png"], "cannot write nowhere/a.png: the folder does not exist"),
     (["a", "--out", "a.jpg"], "cannot write a.jpg: pictures are PNG files"),

@@ -129,8 +129,9 @@ def train_text_to_image(
         run.save(model, run.unet_path)
     words_run = stage_run("words")
     if "words" in stages and config.train_text and not words_run.finished:
-        model, _ = run.unet()
-        train_words(config, Latents.load(run.latents_path), model.text_encoder, model.unet, words_run)
+        model, tokenizer = run.unet()
+        data_of_unet = Latents.load(run.latents_path)
+        train_words(config, data_of_unet, captions, tokenizer, model.text_encoder, model.unet, words_run)
         run.save(model.text_encoder, run.words_path)
     decoder_run = stage_run("decoder")
     if "decoder" in stages and not decoder_run.finished:

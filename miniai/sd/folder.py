@@ -131,7 +131,11 @@ def _check_index(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder of a model, or read the file with from_single_file")
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: check the path, or train a model: 'miniai train text-to-image'")
+        what = "file" if folder.suffix in (".safetensors", ".ckpt", ".pt", ".bin") else "folder"
+        raise UserError(
+            f"there is no {what} {folder}: check the path, or the hub id (owner/name), or train a model: "
+            "'miniai train text-to-image'"
+        )
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} has no {INDEX}: it is not a model folder in the Diffusers layout, or not complete")
     index = _read_object(folder / INDEX)

@@ -84,7 +84,9 @@ def read_captioned_folder(folder: Path) -> CaptionedFolder:
     """
     folder = Path(os.path.normpath(folder))
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name a folder of captioned pictures")
+        raise UserError(
+            f"{folder} is not a folder; name a folder of captioned pictures, or build one with 'miniai data emoji'"
+        )
     problems: list[str] = []
     tables = _metadata_files(folder)
     named: set[Path] = set()
