@@ -78,7 +78,9 @@ class TextToImageConfig:
     clip_stage: StageConfig
     unet_stage: StageConfig
     words_stage: StageConfig = field(
-        default_factory=lambda: StageConfig(share=0.05, batch_size=128, learning_rate=4e-4, warmup=0.05, ema=0.99)
+        default_factory=lambda: StageConfig(
+            share=0.05, batch_size=32, learning_rate=1e-3, warmup=0.05, decay_from=0.4, ema=0.99
+        )
     )
     decoder_stage: StageConfig = field(
         default_factory=lambda: StageConfig(
