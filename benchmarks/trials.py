@@ -1,0 +1,338 @@
+"""Short trainings of the text-to-image U-Net from nothing, equal but for one thing each: what helps, and by how much.
+
+    miniai data emoji --out data/emoji-core --styles noto,twemoji,fluent-emoji-flat --groups core
+    python benchmarks/trials.py --data data/emoji-core --out runs/trials            all of them, those done are kept
+    python benchmarks/trials.py --data data/emoji-core --out runs/trials labels muon   these alone
+    python benchmarks/trials.py --list
+
+Each sees the same number of pictures (`--steps` batches of 128) with the same first weights, order and noise; a smaller
+U-Net than the packaged one, on the packaged VAE's latents, under a CLIP that is trained here once for all of them. Then
+each paints the held-out pictures' captions and is judged as by `miniai evaluate text-to-image`, and its error in x0 on
+these pictures is taken at three noise levels, the same noise for all. The table goes to `--out`/trials.md.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniai.base.configs import config_to_dict
+from miniai.base.device import pick_device
+from miniai.base.files import write_json
+from miniai.base.seeds import make_generator
+from miniai.diffusion.schedule import NoiseSchedule
+from miniai.nn.clip import CLIPModel, CLIPTextModel
+from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.clip_stage import train_clip
+from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
+from miniai.recipes.evaluation import Evaluation
+from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
+from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig
+from miniai.recipes.training import StageRun, adamw, initial_weights, parameter_groups, run_stage
+from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective, compute_latents, init_unet
+from miniai.recipes.vae_stage import to_float
+from miniai.sd.folder import Components, read_folder, write_folder
+from miniai.sd.tokenizer import CLIPTokenizer
+from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
+from miniai.train.data import TensorDataset
+
+PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
+LEVELS = (300, 600, 900)  # timesteps at which errors are taken
+SMALLER = replace(SMALL.unet, block_out_channels=(96, 160), attention_head_dim=(3, 5))
+BASE = replace(SMALL, unet=SMALLER)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is changed, of the recipe, of the captions, of how the weights learn or of what is learned; and why."""
+
+    why: str
+    config: Callable[[TextToImageConfig], TextToImageConfig] = lambda config: config
+    captions: Callable[[CaptionedItem], list[str]] = lambda item: list(item.captions)
+    optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer] = adamw
+    mirrored: bool = False
+    alignment: float = 0.0
+
+
+def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
+    return lambda config: replace(config, unet_stage=replace(config.unet_stage, **changes))
+
+
+def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
+    return lambda config: replace(config, schedule=replace(config.schedule, **changes))
+
+
+def with_muon(model: nn.Module, config: Any) -> torch.optim.Optimizer:
+    return MuonBesideAdamW(model, config.learning_rate, config.weight_decay, config.betas)
+
+
+TRIALS: dict[str, Trial] = {
+    "recipe": Trial("the recipe as it stands"),
+    "seed": Trial("the same from another seed: what chance does", lambda config: replace(config, seed=1)),
+    "labels": Trial("captions: the label alone, with its style", captions=lambda item: [item.text]),
+    "labels-tags": Trial(
+        "captions: label with style, and those with tags",
+        captions=lambda item: [item.text, *(text for text in item.captions[1:] if text.count(",") > 1)],
+    ),
+    "no-style": Trial("captions: none names a style", captions=lambda item: without_style(item)),
+    "frozen-text": Trial("CLIP's text encoder stays as it is", lambda config: replace(config, train_text=False)),
+    "epsilon": Trial(
+        "the U-Net predicts epsilon, min-SNR",
+        lambda config: replace(schedule(prediction_type="epsilon")(config), weighting="min_snr"),
+    ),
+    "plain-v": Trial("v without weighting", lambda config: replace(config, weighting="none")),
+    "zero-snr": Trial("the last timestep is noise alone", schedule(rescale_betas_zero_snr=True)),
+    "uniform": Trial("timesteps drawn evenly", lambda config: replace(config, timestep_shift=1.0)),
+    "shift-4": Trial("timesteps shifted by 4", lambda config: replace(config, timestep_shift=4.0)),
+    "drop-20": Trial("a fifth of the captions dropped", lambda config: replace(config, drop_text=0.2)),
+    "rate-x2": Trial("twice the learning rate", stage(learning_rate=2 * SMALL.unet_stage.learning_rate)),
+    "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
+    "ema-short": Trial("weights averaged over 50 steps instead of 1,000", stage(ema=0.98)),
+    "muon": Trial("Muon for matrices and kernels, AdamW for the rest", optimizer=with_muon),
+    "mirrored": Trial("half of the pictures are seen in the mirror", mirrored=True),
+    "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
+}
+
+
+def without_style(item: CaptionedItem) -> list[str]:
+    """The captions that hold none of the words behind the last comma of the first: "…, noto style"."""
+    style = item.text.rsplit(", ", 1)[-1].removesuffix(" style")
+    return [text for text in item.captions if style not in text] or [item.text]
+
+
+class MuonBesideAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon on matrices, and on kernels as matrices of (c_out, the rest); torch.optim.AdamW on all others.
+
+    Muon's steps are scaled to AdamW's size (`adjust_lr_fn="match_rms_adamw"`), so that one rate serves both.
+    """
+
+    def __init__(self, model: nn.Module, rate: float, weight_decay: float, betas: tuple[float, float]) -> None:
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        self.kernels = [weight for name, weight in trained if weight.ndim >= 2 and "embedding" not in name]
+        others = {id(weight) for weight in self.kernels}
+        groups = parameter_groups(model, weight_decay)
+        rest = [{**group, "params": [w for w in group["params"] if id(w) not in others]} for group in groups]
+        self.flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self.kernels]
+        self.muon = torch.optim.Muon(self.flat, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, fused=True)
+        super().__init__([{"params": self.kernels}, *rest], {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        assert closure is None
+        for optimizer in (self.muon, self.adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
+        for weight, flat in zip(self.kernels, self.flat, strict=True):
+            flat.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.muon.step()
+        self.adamw.step()
+        for weight, flat in zip(self.kernels, self.flat, strict=True):
+            weight.copy_(flat.view_as(weight))
+
+
+class AlignedModel(TextToImageModel):
+    """With a projection of the U-Net's middle onto what CLIP's image encoder says of each patch."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, train_text: bool, width: int) -> None:
+        super().__init__(unet, text_encoder, train_text)
+        channels = unet.config.block_out_channels[-1]
+        self.project = nn.Sequential(nn.Linear(channels, 256), nn.SiLU(), nn.Linear(256, width))
+        self.middle: Tensor | None = None
+        unet.mid_block.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.middle = output
+
+
+class AlignedObjective:
+    """The diffusion loss, less `weight` times the cosine of projected middle and patches (Yu et al. 2024, eq. 8)."""
+
+    def __init__(self, objective: TextToImageObjective, weight: float) -> None:
+        self.objective, self.weight = objective, weight
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> dict[str, Tensor]:
+        assert isinstance(model, AlignedModel)
+        loss = self.objective(model, batch[:3], generator)
+        assert model.middle is not None
+        said = model.project(model.middle.float().flatten(2).transpose(1, 2))
+        cosine = F.cosine_similarity(said, batch[3].float(), dim=-1).mean()
+        return {"loss": loss - self.weight * cosine, "diffusion": loss, "cosine": cosine}
+
+
+class Mirrored:
+    """Passes each batch on with half of its latents exchanged for those of the mirror images."""
+
+    def __init__(self, objective: TextToImageObjective) -> None:
+        self.objective = objective
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        flip = torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5
+        return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials share. `steps` is of batches of 128."""
+
+    data: Path
+    out: Path
+    steps: int
+    clip_steps: int
+    device: torch.device
+    evaluator: Path | None
+    config: TextToImageConfig
+
+    def prepare(self) -> None:
+        """The CLIP under which all of them learn, unless it is there."""
+        if (self.out / "clip" / "model.safetensors").is_file():
+            return
+        folder = read_captioned_folder(self.data)
+        captions = [list(item.captions) for item in folder.train]
+        texts = (text for of_picture in captions for text in of_picture)
+        tokenizer = CLIPTokenizer.train(texts, self.config.vocab_size, self.config.window)
+        run = StageRun("clip", self.out / "clip-training", self.device, None, self.clip_steps)
+        images = load_images(folder.train, self.config.image_size)
+        save_clip(self.out / "clip", train_clip(self.config, images, captions, tokenizer, run, 0), tokenizer)
+
+    def text_encoder(self) -> tuple[CLIPTextModel, CLIPTokenizer, CLIPModel]:
+        clip, tokenizer = load_clip(self.out / "clip")
+        text_encoder = CLIPTextModel(clip.config.text_config)
+        text_encoder.text_model = copy.deepcopy(clip.text_model)
+        return text_encoder, tokenizer, clip
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Train, unless it is done, and measure."""
+        trial, place = TRIALS[name], self.out / name
+        if (place / "trial.json").is_file():
+            return json.loads((place / "trial.json").read_text())
+        place.mkdir(parents=True, exist_ok=True)
+        print(f"{name}: {trial.why}", flush=True)
+        config = trial.config(self.config)
+        vae = read_folder(PACKAGED, torch.float32, self.device).vae
+        text_encoder, tokenizer, clip = self.text_encoder()
+        folder = read_captioned_folder(self.data)
+        images = load_images(folder.train, config.image_size)
+        captions = [trial.captions(item) for item in folder.train]
+        data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
+        with initial_weights(config.seed):
+            unet = init_unet(UNet2DConditionModel(config.unet))
+            model = TextToImageModel(unet, text_encoder, config.train_text)
+        objective: Any = TextToImageObjective(config, data, self.device)
+        tensors: tuple[Tensor, ...] = (data.latents, data.rows, data.counts)
+        if trial.mirrored:
+            tensors += (encode(vae, images.flip(-1), self.device),)
+            objective = Mirrored(objective)
+        if trial.alignment:
+            tensors += (patches(clip.to(self.device), images, self.device),)
+            model = AlignedModel(unet, text_encoder, config.train_text, tensors[3].shape[-1])
+            objective = AlignedObjective(objective, trial.alignment)
+        steps = self.steps * 128 // config.unet_stage.batch_size
+        stage_run = StageRun("unet", place / "stages", self.device, None, steps)
+        run_stage(
+            *(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed),
+            optimizer=trial.optimizer,
+        )
+        errors = self.errors(config, model, tokenizer, vae)
+        scheduler = scheduler_config(config)
+        parts = Components(tokenizer, model.text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
+        write_folder(place / "model", parts)
+        asked = Evaluation(place / "model", self.data, evaluator=self.evaluator, device=str(self.device))
+        judged = evaluate_text_to_image(asked, place / "evaluation")
+        result = {"name": name, "why": trial.why, **stage_run.record(), "errors": errors}
+        result |= {key: judged[key] for key in ("retrieval", "retrieval_within_style", "style", "fid", "kid")}
+        write_json(place / "trial.json", result)
+        for checkpoint in (place / "stages" / "checkpoints").glob("*"):
+            checkpoint.unlink()
+        return result
+
+    @torch.no_grad()
+    def errors(
+        self, config: TextToImageConfig, model: TextToImageModel, tokenizer: CLIPTokenizer, vae: Any
+    ) -> dict[str, float]:
+        """Mean squared error in x0 on the held-out pictures at each of LEVELS of the noise of the recipe."""
+        items = read_captioned_folder(self.data).heldout
+        x0 = encode(vae, load_images(items, config.image_size), self.device).to(self.device)
+        texts = model.text_encoder(tokenizer([item.text for item in items]).to(self.device)).last_hidden_state
+        alpha_bar, own = (NoiseSchedule(c.schedule).alpha_bar for c in (self.config, config))
+        found = {}
+        for level in LEVELS:
+            a = alpha_bar[level].double()
+            t = int((own.double() - a).abs().argmin())  # the timestep with that noise in the trial's own schedule
+            signal, spread = float(own[t]) ** 0.5, (1 - float(own[t])) ** 0.5
+            noise = torch.randn(x0.shape, generator=make_generator(0, level)).to(self.device)
+            x_t = signal * x0 + spread * noise
+            said = model.unet(x_t, torch.full((len(x0),), float(t), device=self.device), texts)
+            is_v = config.schedule.prediction_type == "v_prediction"
+            estimate = signal * x_t - spread * said if is_v else (x_t - spread * said) / signal
+            found[str(level)] = float((estimate - x0).square().mean())
+        return found
+
+
+@torch.no_grad()
+def encode(vae: Any, images: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([vae.encode(to_float(part.to(device))).mode().cpu() for part in images.split(128)])
+
+
+@torch.no_grad()
+def patches(clip: CLIPModel, images: Tensor, device: torch.device) -> Tensor:
+    """What CLIP's image encoder says of each patch, (n, patches, width), in float16."""
+    vision = clip.vision_model
+    inputs = (vision.pre_layrnorm(vision.embeddings(to_float(part.to(device)))) for part in images.split(256))
+    return torch.cat([vision.encoder(x, None)[-1][:, 1:].half().cpu() for x in inputs])
+
+
+def table(results: list[Mapping[str, Any]]) -> str:
+    lines = [
+        f"| trial | what | pictures | minutes | error at {', '.join(map(str, LEVELS))} | right caption | style | FID |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for found in results:
+        errors = ", ".join(f"{error:.4f}" for error in found["errors"].values())
+        figures = [f"{found[key]['generated']:.3f}" for key in ("retrieval", "style")]
+        cells = [found["name"], found["why"], f"{found['images']:,}", f"{found['minutes']:.1f}", errors, *figures]
+        lines.append(f"| {' | '.join(cells)} | {found['fid']['generated']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="TRIAL", help="which to run; all, if none is named")
+    parser.add_argument("--list", action="store_true", help="name them and stop")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-core"))
+    parser.add_argument("--out", type=Path, default=Path("runs/trials"))
+    parser.add_argument("--steps", type=int, default=400, help="batches of 128 pictures that each sees")
+    parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
+    parser.add_argument(
+        "--evaluator", type=Path, help="folder of the judge; as `miniai evaluate` finds it, if not given"
+    )
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(f"{name:12} {trial.why}" for name, trial in TRIALS.items()))
+        return
+    unknown = [name for name in asked.names if name not in TRIALS]
+    if unknown:
+        parser.error(f"there is no trial {unknown[0]}: see --list")
+    device = pick_device(asked.device)
+    bench = Bench(asked.data, asked.out, asked.steps, asked.clip_steps, device, asked.evaluator, BASE)
+    bench.prepare()
+    write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
+    for name in asked.names or TRIALS:
+        bench.run(name)
+        done = [
+            json.loads(path.read_text()) for known in TRIALS if (path := asked.out / known / "trial.json").is_file()
+        ]
+        (asked.out / "trials.md").write_text(table(done))
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()
