@@ -1,13 +1,16 @@
 """Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside its peers, in turn.
 
-    python benchmarks/sd_speed.py [--repeats 5] [--compiled] [--openvino] [--fast] [--device cuda]
+    python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda] [--tiny]
 
 A step is one call of the U-Net on one picture twice, with two texts, as guidance asks; a decode is the VAE's, of one
-picture. The error is that of the output against Diffusers' in float32, root mean square over the root mean square of
-the output. Memory and the time to start are measured by benchmarks/sd_process.py.
+picture. The first call of each is not among those timed: it has its own column, and with it what has to be done once,
+compiling with torch.compile, converting with OpenVINO. The error is that of the output against Diffusers' in float32,
+root mean square over the root mean square of the output. Memory and the time to start are measured by
+benchmarks/sd_process.py.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -80,12 +83,17 @@ class Task:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each, in turn")
-    parser.add_argument("--compiled", action="store_true", help="compiled networks, too (minutes)")
-    parser.add_argument("--openvino", action="store_true", help="OpenVINO, too (pip install openvino)")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compiled networks, too (minutes; needs a C++ compiler)"
+    )
+    parser.add_argument("--openvino", action="store_true", help="OpenVINO, too (pip install -e '.[benchmark]')")
+    parser.add_argument("--only", choices=["guided step", "decode"], help="one of the two tables")
     parser.add_argument("--fast", action="store_true", help="only the fast modes, over 20 steps")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--tiny", action="store_true", help="small networks, to try the script out")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads)
     diffusers.utils.logging.set_verbosity_error()
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{machine()}; {where}, diffusers {diffusers.__version__}\n")
@@ -95,21 +103,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{N_STEPS} steps", fast_modes(options.device), max(1, options.repeats // 3), "as it is", "as it is"
             )
             return
-        for task in tasks():
+        for task in tasks(options.tiny):
+            if options.only not in (None, task.name):
+                continue
             with initial_weights(0):
                 rows = networks(task, options)
             compare(task.name, rows, options.repeats, EXACT, PEER)
             del rows
 
 
-def tasks() -> list[Task]:
+def tasks(tiny: bool) -> list[Task]:
     generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(1, 4, 64, 64, generator=generator), torch.randn(2, 77, 768, generator=generator)
+    unet = UNetConfig(block_out_channels=(32, 64, 64, 64), layers_per_block=1) if tiny else UNetConfig()
+    vae = VAEConfig(block_out_channels=(32,) * 4, layers_per_block=1) if tiny else VAEConfig()
+    side = 16 if tiny else 64
+    latents, text = torch.randn(1, 4, side, side, generator=generator), torch.randn(2, 77, 768, generator=generator)
     step = (torch.cat([latents] * 2), torch.tensor([500, 500]), text)
     unets, vaes = (diffusers.UNet2DConditionModel, UNet2DConditionModel), (diffusers.AutoencoderKL, AutoencoderKL)
     return [
-        Task("guided step", Step, *unets, UNetConfig(), step),
-        Task("decode", Decode, *vaes, VAEConfig(), (latents,)),
+        Task("guided step", Step, *unets, unet, step),
+        Task("decode", Decode, *vaes, vae, (latents,)),
     ]
 
 
@@ -157,15 +170,18 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
 
 
 def with_openvino(task: Task, network: nn.Module) -> Callable[[], Tensor]:
-    """The network converted to OpenVINO, which computes it in bfloat16 on the CPU."""
+    """The network converted to OpenVINO at its first call, which computes it in bfloat16 on the CPU."""
     import openvino
 
-    model = openvino.convert_model(network, example_input=task.inputs)
-    model.reshape({port: list(x.shape) for port, x in zip(model.inputs, task.inputs, strict=True)})
-    hints = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.compile_model(model, "CPU", hints)
+    @functools.cache
+    def compiled() -> Any:
+        model = openvino.convert_model(network, example_input=task.inputs)
+        model.reshape({port: list(x.shape) for port, x in zip(model.inputs, task.inputs, strict=True)})
+        hints = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        return openvino.compile_model(model, "CPU", hints)
+
     inputs = [x.contiguous().numpy() for x in task.inputs]
-    return lambda: torch.from_numpy(compiled(inputs)[0])
+    return lambda: torch.from_numpy(compiled()(inputs)[0])
 
 
 def fast_modes(device: str) -> Rows:
@@ -198,25 +214,26 @@ def fast_modes(device: str) -> Rows:
 
 
 def compare(what: str, rows: Rows, repeats: int, exact_name: str, peer: str) -> None:
-    """Time each in turn and print a table; the first call of each is not timed."""
+    """Time each in turn and print a table; the first call of each has a column of its own."""
 
     def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
         start = time.perf_counter()
         out = call().float().cpu()  # to the CPU: only then is a GPU done
         return time.perf_counter() - start, out
 
-    outputs = {name: timed(call)[1] for name, call in rows.items()}
+    first = {name: timed(call) for name, call in rows.items()}
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats):
         for name, call in rows.items():
             times[name].append(timed(call)[0])
     medians = {name: statistics.median(runs) for name, runs in times.items()}
-    exact = outputs[exact_name]
-    print(f"| {what} | seconds, median of {repeats} | of the time of {peer} | error |")
-    print("| --- | ---: | ---: | ---: |")
+    exact = first[exact_name][1]
+    print(f"| {what} | seconds, median of {repeats} | of the time of {peer} | first call, s | error |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for name, median in medians.items():
-        error = float((outputs[name] - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-        print(f"| {name} | {median:.3f} | {median / medians[peer]:.2f} | {error:.4f} |")
+        seconds, output = first[name]
+        error = float((output - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+        print(f"| {name} | {median:.3f} | {median / medians[peer]:.2f} | {seconds:.1f} | {error:.4f} |")
     print(flush=True)
 
 
