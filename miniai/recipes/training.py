@@ -130,7 +130,7 @@ def run_stage(
                 "images": learner.step * learner.train.batch_size,
                 "minutes": round(budget.seconds() / 60, 2),
                 "loss": round(recorder.smooth_loss(), 5),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
             },
         )
     wait_for_all()  # before anyone reads it
