@@ -33,7 +33,7 @@ from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun, check_compiler
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
-from miniai.recipes.words_stage import train_words
+from miniai.recipes.words_stage import can_teach, train_words
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -128,7 +128,7 @@ def train_text_to_image(
         model = train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint, unet)
         run.save(model, run.unet_path)
     words_run = stage_run("words")
-    if "words" in stages and config.train_text and not words_run.finished:
+    if "words" in stages and config.train_text and can_teach(captions) and not words_run.finished:
         model, tokenizer = run.unet()
         data_of_unet = Latents.load(run.latents_path)
         train_words(config, data_of_unet, captions, tokenizer, model.text_encoder, model.unet, words_run)

@@ -111,6 +111,11 @@ def alike(captions: Sequence[str]) -> list[str]:
     return [text for text in captions if comma < 0 or text.endswith(captions[0][comma:])]
 
 
+def can_teach(captions: Sequence[Sequence[str]]) -> bool:
+    """Whether any picture has captions that can learn from its first; else there is nothing to do."""
+    return any(len(set(alike(texts))) > 1 for texts in captions)
+
+
 def train_words(
     config: TextToImageConfig,
     data: Latents,

@@ -11,7 +11,7 @@ from miniai.nn.transformer import BasicTransformerBlock
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.text_to_image_config import TINY
 from miniai.recipes.unet_stage import Latents
-from miniai.recipes.words_stage import PupilAndTeacher, WordsObjective, alike, record_questions
+from miniai.recipes.words_stage import PupilAndTeacher, WordsObjective, alike, can_teach, record_questions
 
 CONFIG = replace(TINY, text=replace(TINY.text, vocab_size=20, max_position_embeddings=6))
 CPU = torch.device("cpu")
@@ -105,3 +105,8 @@ def test_the_questions_are_what_each_layer_is_asked_and_the_unet_is_as_it_was() 
 )
 def test_only_captions_that_end_as_the_first_does_are_drawn_to_it(captions: list[str], expected: list[int]) -> None:
     assert alike(captions) == [captions[i] for i in expected]
+
+
+def test_one_caption_a_picture_or_others_that_end_otherwise_teach_nothing() -> None:
+    assert not can_teach([["a cat"], ["a dog, noto style", "a dog"], ["a bee", "a bee"]])
+    assert can_teach([["a cat"], ["a dog, noto style", "a hound, noto style"]])
