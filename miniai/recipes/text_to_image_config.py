@@ -65,7 +65,8 @@ class TextToImageConfig:
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
     lets the text encoder go on learning with the U-Net and after it, else CLIP's is frozen and texts are encoded only
     once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
-    `words_shift` is the same while captions learn from one another."""
+    `words_shift` is the same while captions learn from one another, and `words_share` how much of what they learned
+    is kept."""
 
     image_size: int
     window: int
@@ -97,6 +98,7 @@ class TextToImageConfig:
     weighting: Weighting = "min_snr_plus_one"
     timestep_shift: float = 2.5
     words_shift: float = 5.0
+    words_share: float = 0.6
     drop_text: float = 0.1
     train_text: bool = True
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way

@@ -126,11 +126,15 @@ def train_words(
     run: StageRun,
 ) -> CLIPTextModel:
     """Train `text_encoder` in place, so that `unet` reads off each of a picture's `captions` (those `alike`) what it
-    reads off the first."""
+    reads off the first; then go back to `config.words_share` of the way, which loses less of what was known (a mean of
+    the weights before and after: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3)."""
     table = CaptionTable([alike(texts) for texts in captions], tokenizer)
     ids = torch.cat([table.ids, tokenizer([""])])
     listeners, questions = record_questions(unet, text_encoder, data, config, run.device)
     model = PupilAndTeacher(text_encoder, listeners)
     objective = WordsObjective(questions, ids, config.drop_text, run.device)
     run_stage(run, config.words_stage, model, TensorDataset((table.rows, table.counts)), objective, config.seed)
+    with torch.no_grad():
+        for before, after in zip(model.teacher.parameters(), model.pupil.parameters(), strict=True):
+            after.copy_(torch.lerp(before, after, config.words_share))
     return model.pupil

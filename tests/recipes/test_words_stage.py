@@ -1,6 +1,8 @@
 """The words' own stage: every caption is drawn to the first, and nothing but the text encoder learns."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from miniai.nn.clip import CLIPTextModel
 from miniai.nn.transformer import BasicTransformerBlock
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.text_to_image_config import TINY
+from miniai.recipes.training import StageRun
 from miniai.recipes.unet_stage import Latents
-from miniai.recipes.words_stage import PupilAndTeacher, WordsObjective, alike, can_teach, record_questions
+from miniai.recipes.words_stage import PupilAndTeacher, WordsObjective, alike, can_teach, record_questions, train_words
+from miniai.sd.tokenizer import CLIPTokenizer
 
 CONFIG = replace(TINY, text=replace(TINY.text, vocab_size=20, max_position_embeddings=6))
 CPU = torch.device("cpu")
@@ -110,3 +114,24 @@ def test_only_captions_that_end_as_the_first_does_are_drawn_to_it(captions: list
 def test_one_caption_a_picture_or_others_that_end_otherwise_teach_nothing() -> None:
     assert not can_teach([["a cat"], ["a dog, noto style", "a dog"], ["a bee", "a bee"]])
     assert can_teach([["a cat"], ["a dog, noto style", "a hound, noto style"]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_a_share_of_the_way_is_kept(share: float, tmp_path: Path) -> None:
+    """Against the two ends: what was before, and all that was learned."""
+    _, _, data, unet = given(4, 1)
+    tokenizer = CLIPTokenizer.train(["a bee", "a honeybee"], 530, 6)
+    shape = replace(CONFIG.text, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_id)
+    torch.manual_seed(0)
+    before = CLIPTextModel(shape)
+    ends = []
+    for kept in (1.0, share):
+        text_encoder = copy.deepcopy(before)
+        config = replace(CONFIG, words_share=kept)
+        run = StageRun("words", tmp_path / str(len(ends)), CPU, None, 3)
+        rows = replace(data, ids=tokenizer(["a honeybee"] * 5))
+        train_words(config, rows, [["a honeybee", "a bee"]] * 4, tokenizer, text_encoder, unet, run)
+        ends.append(text_encoder.text_model.embeddings.token_embedding.weight.detach())
+    start = before.text_model.embeddings.token_embedding.weight.detach()
+    assert float((ends[0] - start).abs().max()) > 1e-5
+    assert torch.allclose(ends[1] - start, share * (ends[0] - start), atol=1e-6)
