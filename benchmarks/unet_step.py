@@ -53,6 +53,7 @@ def main(repeats: int = 7) -> None:
     rows = {
         "Diffusers, float32": step(plain, bf16=False, nhwc=False),
         "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
+        "miniai, float32, channels last": step(channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True),
         "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
         "miniai, the same, compiled (`--compile`)": step(compiled, bf16=True, nhwc=True),
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,11 @@ def test_every_command_explains_itself_and_each_of_its_options(
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     silent = [o.name for o in options if not o.required and not o.is_flag and o.default not in (None, "")]
     assert text.count("[default: ") + text.count("[default:\n") >= len(silent)
+
+
+def test_the_version_is_the_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"miniai {version('miniai')}\n"
 
 
 def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

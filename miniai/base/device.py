@@ -1,6 +1,8 @@
 """Which device computes, and in which precision."""
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -43,3 +45,31 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"unknown dtype '{name}': choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """The precision in which matrix products run fastest on `device`: bfloat16 on accelerators, on CPUs with AMX and on
+    AMD's with AVX-512's bfloat16; float32 on all other CPUs.
+
+    Intel's CPUs with that part of AVX-512 but without AMX run it at half of float32's rate, and CPUs with neither
+    convert every operand. `python benchmarks/unet_step.py` measures both.
+    """
+    if device.type != "cpu" or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    fast = torch.cpu._is_avx512_bf16_supported() and "AMD" in processor_name()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """A context in which products and convolutions run in `training_dtype`; it does nothing where that is float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) == torch.bfloat16)
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -4,10 +4,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from miniai import __version__
 from miniai.base.errors import UserError, UserNotice
 from miniai.cli import (  # noqa: F401 (some only add commands to `evaluate` and `train`)
     data,
@@ -21,7 +22,6 @@ from miniai.cli import (  # noqa: F401 (some only add commands to `evaluate` and
 from miniai.cli.generate import generate
 
 app = typer.Typer(
-    help="Stable Diffusion, whole, from its foundations: paint a prompt, train a model, measure it.",
     add_completion=False,
     rich_markup_mode=None,  # plain help is there in a fraction of the time
     pretty_exceptions_enable=False,
@@ -29,6 +29,23 @@ app = typer.Typer(
 app.command()(generate)
 for part in (data, train, evaluate):
     app.add_typer(part.app, name=part.__name__.rpartition(".")[2])
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"miniai {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Stable Diffusion, whole, from its foundations: paint a prompt, train a model, measure it."""
+
 
 # Click's own class, or that of the copy of click that newer versions of typer carry.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

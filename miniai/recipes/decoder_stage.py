@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import trange
 
+from miniai.base.device import autocast
 from miniai.base.images import grid, save_png, to_pil
 from miniai.base.seeds import image_generators
 from miniai.nn.autoencoder import AutoencoderKL
@@ -46,7 +47,7 @@ def painted_latents(
     for start in trange(0, len(generators), BATCH, desc="painting for the decoder", unit="batch", disable=not progress):
         part = slice(start, start + BATCH)
         texts = text_encoder(data.ids[captions[part]].to(device)).last_hidden_state
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             painted = pipeline(
                 prompt_embeds=texts,
                 negative_prompt_embeds=nothing.expand_as(texts),

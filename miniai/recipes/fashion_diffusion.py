@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict
-from miniai.base.device import pick_device
+from miniai.base.device import autocast, pick_device
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
 from miniai.base.images import save_png
@@ -231,8 +231,8 @@ def painter_of(
 ) -> Callable[..., Float[Tensor, "b c h w"]]:
     """`run(unit_noise, *, noise, callback)`, which paints one batch; `clip` bounds x0 (None: nothing does).
 
-    Runs in bfloat16 with float32 between the network's calls. Raises UserError for an unknown sampler, or churn where
-    the sampler has none.
+    Runs in the precision of training (`training_dtype`), with float32 between the network's calls. Raises UserError for
+    an unknown sampler, or churn where the sampler has none.
     """
     method, steps = find_sampler(sampler or config.sampler), n_steps or config.n_steps
     options: dict[str, Any] = {"s_churn": float(churn)} if churn else {}
@@ -252,7 +252,7 @@ def painter_of(
     def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:
         was_training = model.training
         model.eval()
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             drawn = sample(
                 *(method, denoiser, ladder, unit_noise),
                 noise=noise,

@@ -1,7 +1,6 @@
 """The card beside a trained model: what it was trained on, for how long, on what, and how to do it again."""
 
 import json
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from miniai.base.device import processor_name
 from miniai.base.files import atomic_file
 from miniai.recipes.text_to_image_config import TextToImageConfig
 
@@ -74,14 +74,7 @@ def write_model_card(
 
 def machine() -> str:
     """The processor or GPU that torch computes on here, and torch's version."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    cores = f"{torch.get_num_threads()} threads of {name}"
+    cores = f"{torch.get_num_threads()} threads of {processor_name()}"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
     return f"{where}, torch {torch.__version__}"
 

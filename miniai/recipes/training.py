@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniai.base.device import training_dtype
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.recipes.text_to_image_config import StageConfig
@@ -95,7 +96,7 @@ def run_stage(
         (optimizer or adamw)(model, config),
         callbacks=[
             Device(run.device) if n_launched() == 1 else Accelerate(cpu=run.device.type == "cpu", mixed_precision="no"),
-            Precision(torch.bfloat16),
+            Precision(training_dtype(run.device)),
             NaNGuard(),
             GradientClip(config.clip_norm),
             Schedule(warmup_constant_cosine(config.warmup, config.decay_from)),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from miniai.base.device import pick_device, pick_dtype
+from miniai.base import device as devices
+from miniai.base.device import autocast, pick_device, pick_dtype, processor_name, training_dtype
 from miniai.base.errors import UserError
 
 
@@ -32,3 +33,30 @@ def test_auto_precision_is_half_on_cuda_only() -> None:
 def test_an_unknown_precision_lists_those_there_are() -> None:
     with pytest.raises(UserError, match="float32, float16, bfloat16"):
         pick_dtype("fp8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "name", "expected"),
+    [
+        (True, True, "Intel(R) Xeon(R) Processor", torch.bfloat16),
+        (False, True, "AMD EPYC 9B14", torch.bfloat16),
+        (False, True, "Intel(R) Xeon(R) Processor", torch.float32),  # there it runs at half of float32's rate
+        (False, False, "AMD EPYC 7B13", torch.float32),
+        (False, False, "Apple M3", torch.float32),
+    ],
+)
+def test_training_is_in_bfloat16_where_its_products_are_fast(
+    amx: bool, avx512: bool, name: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(devices, "processor_name", lambda: name)
+    assert training_dtype(torch.device("cpu")) is expected
+    with autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype is expected
+    assert training_dtype(torch.device("cuda")) is torch.bfloat16
+
+
+def test_the_processor_has_a_name() -> None:
+    assert processor_name().strip()
