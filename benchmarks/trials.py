@@ -1,6 +1,8 @@
 """Short trainings of the text-to-image U-Net from nothing, equal but for one thing each: what helps, and by how much.
 
     miniai data emoji --out data/emoji-core --styles noto,twemoji,fluent-emoji-flat --groups core
+    miniai data emoji --out data/emoji-everyday --styles noto,twemoji,fluent-emoji-flat \\
+        --groups "core,hand-*,hands" --combinations --colours                           for the trial `everyday`
     python benchmarks/trials.py --data data/emoji-core --out runs/trials            all of them, those done are kept
     python benchmarks/trials.py --data data/emoji-core --out runs/trials labels muon   these alone
     python benchmarks/trials.py --list
@@ -27,8 +29,10 @@ from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.files import write_json
 from miniai.base.seeds import make_generator
+from miniai.diffusion.objectives import Network, diffusion_loss
 from miniai.diffusion.schedule import NoiseSchedule
-from miniai.nn.clip import CLIPModel, CLIPTextModel
+from miniai.diffusion.weighting import Plain
+from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
@@ -59,6 +63,9 @@ class Trial:
     optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer] = adamw
     mirrored: bool = False
     alignment: float = 0.0
+    flow: bool = False
+    pooled: bool = False
+    everyday: bool = False
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -97,6 +104,9 @@ TRIALS: dict[str, Trial] = {
     "ema-short": Trial("weights averaged over 50 steps instead of 1,000", stage(ema=0.98)),
     "muon": Trial("Muon for matrices and kernels, AdamW for the rest", optimizer=with_muon),
     "mirrored": Trial("half of the pictures are seen in the mirror", mirrored=True),
+    "flow": Trial("times and weights of rectified flow, logit-normal, for v", flow=True),
+    "pooled": Trial("the U-Net hears of the text its pooled vector alone", pooled=True),
+    "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
 }
 
@@ -167,6 +177,42 @@ class AlignedObjective:
         return {"loss": loss - self.weight * cosine, "diffusion": loss, "cosine": cosine}
 
 
+class Pooled(nn.Module):
+    """A text encoder that says of a text one vector, its last token's, in place of one for each token."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokens = text_encoder
+
+    def forward(self, ids: Tensor) -> CLIPTextOutput:
+        said = self.tokens(ids)
+        return replace(said, last_hidden_state=said.pooled[:, None])
+
+
+class FlowLoss:
+    """Rectified flow's loss for a network that predicts v (Esser et al. 2024, eqs. 2 and 19): its time of a noise level
+    is sigma / (1 + sigma), sigma being noise over signal; times are logit-normal."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).double().sqrt()
+        self.times = sigma / (1 + sigma)
+
+    def __call__(self, network: Network, batch: tuple[Tensor, Any], generator: torch.Generator) -> Tensor:
+        x0, condition = batch
+        place = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
+        time = torch.sigmoid(torch.special.ndtri(place.double().clamp(1e-6, 1 - 1e-6)))
+        t = torch.searchsorted(self.times, time).clamp(max=len(self.times) - 1)
+        return diffusion_loss(
+            *(network, x0, self.schedule.alpha_bar, "v_prediction"),
+            gamma=None,
+            generator=generator,
+            t=t,
+            condition=condition,
+            weight=Plain("flow"),
+        )
+
+
 class Mirrored:
     """Passes each batch on with half of its latents exchanged for those of the mirror images."""
 
@@ -183,6 +229,7 @@ class Bench:
     """What all trials share. `steps` is of batches of 128."""
 
     data: Path
+    more: Path
     out: Path
     steps: int
     clip_steps: int
@@ -218,14 +265,17 @@ class Bench:
         config = trial.config(self.config)
         vae = read_folder(PACKAGED, torch.float32, self.device).vae
         text_encoder, tokenizer, clip = self.text_encoder()
-        folder = read_captioned_folder(self.data)
+        folder = read_captioned_folder(self.more if trial.everyday else self.data)
         images = load_images(folder.train, config.image_size)
         captions = [trial.captions(item) for item in folder.train]
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
             unet = init_unet(UNet2DConditionModel(config.unet))
-            model = TextToImageModel(unet, text_encoder, config.train_text)
+            listener: Any = Pooled(text_encoder) if trial.pooled else text_encoder
+            model = TextToImageModel(unet, listener, config.train_text)
         objective: Any = TextToImageObjective(config, data, self.device)
+        if trial.flow:
+            objective.diffusion = FlowLoss(NoiseSchedule(config.schedule))
         tensors: tuple[Tensor, ...] = (data.latents, data.rows, data.counts)
         if trial.mirrored:
             tensors += (encode(vae, images.flip(-1), self.device),)
@@ -241,13 +291,14 @@ class Bench:
             optimizer=trial.optimizer,
         )
         errors = self.errors(config, model, tokenizer, vae)
-        scheduler = scheduler_config(config)
-        parts = Components(tokenizer, model.text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
-        write_folder(place / "model", parts)
-        asked = Evaluation(place / "model", self.data, evaluator=self.evaluator, device=str(self.device))
-        judged = evaluate_text_to_image(asked, place / "evaluation")
         result = {"name": name, "why": trial.why, **stage_run.record(), "errors": errors}
-        result |= {key: judged[key] for key in ("retrieval", "retrieval_within_style", "style", "fid", "kid")}
+        if not trial.pooled:  # no model folder says so of a text encoder: its errors alone are measured
+            scheduler = scheduler_config(config)
+            parts = Components(tokenizer, text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
+            write_folder(place / "model", parts)
+            asked = Evaluation(place / "model", self.data, evaluator=self.evaluator, device=str(self.device))
+            judged = evaluate_text_to_image(asked, place / "evaluation")
+            result |= {key: judged[key] for key in ("retrieval", "retrieval_within_style", "style", "fid", "kid")}
         write_json(place / "trial.json", result)
         for checkpoint in (place / "stages" / "checkpoints").glob("*"):
             checkpoint.unlink()
@@ -296,9 +347,12 @@ def table(results: list[Mapping[str, Any]]) -> str:
     ]
     for found in results:
         errors = ", ".join(f"{error:.4f}" for error in found["errors"].values())
-        figures = [f"{found[key]['generated']:.3f}" for key in ("retrieval", "style")]
+        figures = [
+            f"{found[key]['generated']:.{digits}f}" if key in found else ""
+            for key, digits in (("retrieval", 3), ("style", 3), ("fid", 2))
+        ]
         cells = [found["name"], found["why"], f"{found['images']:,}", f"{found['minutes']:.1f}", errors, *figures]
-        lines.append(f"| {' | '.join(cells)} | {found['fid']['generated']:.2f} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -307,6 +361,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="TRIAL", help="which to run; all, if none is named")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-core"))
+    parser.add_argument("--more", type=Path, default=Path("data/emoji-everyday"), help="for the trial `everyday`")
     parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     parser.add_argument("--steps", type=int, default=400, help="batches of 128 pictures that each sees")
     parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
@@ -322,7 +377,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no trial {unknown[0]}: see --list")
     device = pick_device(asked.device)
-    bench = Bench(asked.data, asked.out, asked.steps, asked.clip_steps, device, asked.evaluator, BASE)
+    bench = Bench(asked.data, asked.more, asked.out, asked.steps, asked.clip_steps, device, asked.evaluator, BASE)
     bench.prepare()
     write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
     for name in asked.names or TRIALS:

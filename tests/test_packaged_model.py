@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from miniai.base.images import read_parameters
 from miniai.diffusion.sampling import SAMPLERS
+from miniai.recipes.evaluator import SHIPPED, load_evaluator, refuse_own_clip
 from miniai.recipes.generate_request import packaged_model
 from miniai.sd.pipeline import StableDiffusionPipeline
 
@@ -55,6 +57,22 @@ def test_its_card_names_data_licences_and_the_command() -> None:
     card = (packaged_model() / "README.md").read_text()
     for word in ("Apache-2.0", "CC-BY-4.0", "MIT", "miniai train text-to-image", "| unet |", "Evaluation"):
         assert word in card
+
+
+def test_its_judge_is_in_the_package_small_and_no_pupil_of_it(ours: StableDiffusionPipeline) -> None:
+    judge = load_evaluator(SHIPPED, torch.device("cpu"))
+    assert (SHIPPED / "model.safetensors").stat().st_size <= 16e6
+    assert judge.record["names"]
+    refuse_own_clip(judge, ours.text_encoder)
+    captions = [
+        "a red apple, twemoji style",
+        "a panda, twemoji style",
+        "a key, twemoji style",
+        "a cactus, twemoji style",
+    ]
+    painted = ours(captions, num_inference_steps=15, generator=[torch.Generator().manual_seed(i) for i in range(4)])
+    seen = judge.see(torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in painted.images]))
+    assert (seen @ judge.read(captions).T).argmax(1).tolist() == [0, 1, 2, 3]
 
 
 def test_the_prompt_changes_the_picture(ours: StableDiffusionPipeline) -> None:

@@ -63,16 +63,17 @@ def find_evaluator(
     steps: int | None = None,
     size: str = "small",
 ) -> Evaluator:
-    """The evaluator in the package, or the one beside the data, if it was trained on the very pictures and captions
-    that `data` has for training; or else one that is trained now, beside the data.
+    """The evaluator in the package, if the pictures that it learned from are by name those that `data` has for
+    training; or the one beside the data, if the captions are the same too; or else one that is trained now, there.
 
     minutes, steps: how long to train, if it must be (one of them); size: of the CLIP, a name in `SIZES`.
     """
-    fingerprint = data_fingerprint(data)
+    shipped = read_json(SHIPPED / RECORD)
+    if shipped["names"] == names_fingerprint(data):
+        return load_evaluator(SHIPPED, device)
     beside = data.root.resolve().with_name(f"{data.root.resolve().name}-evaluator")
-    for known in (SHIPPED, beside):
-        if (known / RECORD).is_file() and read_json(known / RECORD).get("data") == fingerprint:
-            return load_evaluator(known, device)
+    if (beside / RECORD).is_file() and read_json(beside / RECORD).get("data") == data_fingerprint(data):
+        return load_evaluator(beside, device)
     train_evaluator(data, beside, device, minutes=minutes, steps=steps, size=size)
     return load_evaluator(beside, device)
 
@@ -109,7 +110,8 @@ def train_evaluator(
     run = StageRun("evaluator", training, device, None if steps else minutes, steps)
     model = train_clip(config, load_images(data.train, config.image_size), captions, tokenizer, run, seed)
     save_clip(out, model.cpu(), tokenizer)
-    write_json(out / RECORD, started | {"pictures": len(captions), **run.record()})
+    names = names_fingerprint(data)
+    write_json(out / RECORD, started | {"names": names, "pictures": len(captions), **run.record()})
     shutil.rmtree(training)
 
 
@@ -121,6 +123,12 @@ def data_fingerprint(data: CaptionedFolder) -> str:
             digest.update(part.encode() + b"\0")
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def names_fingerprint(data: CaptionedFolder) -> str:
+    """A digest of the training pictures' names alone, in any order; captions may change meanwhile."""
+    names = sorted(item.path.relative_to(data.root).as_posix() for item in data.train)
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
 
 def refuse_own_clip(evaluator: Evaluator, text_encoder: CLIPTextModel) -> None:

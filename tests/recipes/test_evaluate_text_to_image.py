@@ -16,6 +16,7 @@ from miniai.base.errors import UserError
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes import evaluator
 from miniai.recipes.contact_sheet import contact_sheet, load_painter, paint
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation, choose_heldout
@@ -150,6 +151,18 @@ def test_evaluator_is_trained_once_for_the_same_training_pictures(
     found = find_evaluator(read_captioned_folder(other), CPU, minutes=None, steps=2, size="tiny")
     assert found.record["pictures"] == 52
     assert found.record["data"] != judge.record["data"]
+
+
+def test_the_evaluator_in_the_package_judges_data_of_its_pictures_whatever_their_captions(
+    data: CaptionedFolder, judge: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = shutil.copytree(judge.folder, tmp_path / "shipped")
+    monkeypatch.setattr(evaluator, "SHIPPED", shipped)
+    renamed = tuple(replace(item, captions=("a thing",)) for item in reversed(data.train))
+    of_other_captions = CaptionedFolder(data.root, renamed)
+    assert find_evaluator(of_other_captions, CPU, minutes=None, steps=1, size="tiny").folder == shipped
+    fewer = read_captioned_folder(write_shapes(tmp_path / "shapes", n_heldout=20))
+    assert find_evaluator(fewer, CPU, minutes=None, steps=1, size="tiny").folder == tmp_path / "shapes-evaluator"
 
 
 def test_evaluator_never_sees_a_held_out_picture(data: CaptionedFolder, judge: Evaluator, tmp_path: Path) -> None:
