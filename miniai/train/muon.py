@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from miniai.base.device import training_dtype
+
 # Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", section on Newton-Schulz:
 # s -> a s + b s^3 + c s^5, applied over and over, brings every singular value s of (0, 1] near 1, the small ones fast.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -15,7 +17,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float[Tensor, "m n"]:
     """About U V^T of the singular value decomposition U S V^T: singular values near 1 (0.7 to 1.2) in place of S.
 
-    Singular values below a hundredth of the largest remain smaller. Computed in bfloat16, which is enough.
+    Singular values below a hundredth of the largest remain smaller. bfloat16 is precise enough, and taken where it is
+    fast.
 
     >>> kernel = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, -0.5]])
     >>> orthogonalised(kernel).sign()
@@ -23,7 +26,7 @@ def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float
             [ 0.,  0., -1.]])
     """
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.to(training_dtype(matrix.device))
     is_tall = x.shape[0] > x.shape[1]
     if is_tall:
         x = x.T
