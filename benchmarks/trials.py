@@ -32,6 +32,7 @@ from miniai.base.seeds import make_generator
 from miniai.diffusion.objectives import Network, diffusion_loss
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.weighting import Plain
+from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
@@ -39,13 +40,14 @@ from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
 from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig
-from miniai.recipes.training import StageRun, adamw, initial_weights, parameter_groups, run_stage
+from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
 from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective, compute_latents, init_unet
-from miniai.recipes.vae_stage import to_float
+from miniai.recipes.vae_stage import VAEObjective, edge_error, permute_channels, standardise_latents, to_float
 from miniai.sd.folder import Components, read_folder, write_folder
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
 from miniai.train.data import TensorDataset
+from miniai.train.learner import Objective
 
 PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
 LEVELS = (300, 600, 900)  # timesteps at which errors are taken
@@ -55,17 +57,17 @@ BASE = replace(SMALL, unet=SMALLER)
 
 @dataclass(frozen=True)
 class Trial:
-    """What is changed, of the recipe, of the captions, of how the weights learn or of what is learned; and why."""
+    """What is changed, of the recipe, of the captions or of what is learned; and why."""
 
     why: str
     config: Callable[[TextToImageConfig], TextToImageConfig] = lambda config: config
     captions: Callable[[CaptionedItem], list[str]] = lambda item: list(item.captions)
-    optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer] = adamw
     mirrored: bool = False
     alignment: float = 0.0
     flow: bool = False
     pooled: bool = False
     everyday: bool = False
+    vae: Callable[[TextToImageConfig], Objective] | None = None
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -74,10 +76,6 @@ def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
 
 def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
     return lambda config: replace(config, schedule=replace(config.schedule, **changes))
-
-
-def with_muon(model: nn.Module, config: Any) -> torch.optim.Optimizer:
-    return MuonBesideAdamW(model, config.learning_rate, config.weight_decay, config.betas)
 
 
 TRIALS: dict[str, Trial] = {
@@ -102,12 +100,25 @@ TRIALS: dict[str, Trial] = {
     "rate-x2": Trial("twice the learning rate", stage(learning_rate=2 * SMALL.unet_stage.learning_rate)),
     "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
     "ema-short": Trial("weights averaged over 50 steps instead of 1,000", stage(ema=0.98)),
-    "muon": Trial("Muon for matrices and kernels, AdamW for the rest", optimizer=with_muon),
+    "muon": Trial("Muon for matrices and kernels, AdamW for the rest", stage(optimizer="muon")),
+    "muon-x2": Trial(
+        "the same at twice the learning rate",
+        stage(optimizer="muon", learning_rate=2 * SMALL.unet_stage.learning_rate),
+    ),
     "mirrored": Trial("half of the pictures are seen in the mirror", mirrored=True),
     "flow": Trial("times and weights of rectified flow, logit-normal, for v", flow=True),
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", pooled=True),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
+    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda config: VAEObjective(config.vae_loss)),
+    "vae-equivariant": Trial(
+        "the same; latents of half of the batches are turned, mirrored or halved, and so are the pictures to decode",
+        vae=lambda config: EquivariantVAEObjective(config.vae_loss),
+    ),
+    "vae-kl": Trial(
+        "the same; KL counts ten times as much",
+        vae=lambda config: VAEObjective(replace(config.vae_loss, kl=10 * config.vae_loss.kl)),
+    ),
 }
 
 
@@ -115,37 +126,6 @@ def without_style(item: CaptionedItem) -> list[str]:
     """The captions that hold none of the words behind the last comma of the first: "…, noto style"."""
     style = item.text.rsplit(", ", 1)[-1].removesuffix(" style")
     return [text for text in item.captions if style not in text] or [item.text]
-
-
-class MuonBesideAdamW(torch.optim.Optimizer):
-    """torch.optim.Muon on matrices, and on kernels as matrices of (c_out, the rest); torch.optim.AdamW on all others.
-
-    Muon's steps are scaled to AdamW's size (`adjust_lr_fn="match_rms_adamw"`), so that one rate serves both.
-    """
-
-    def __init__(self, model: nn.Module, rate: float, weight_decay: float, betas: tuple[float, float]) -> None:
-        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        self.kernels = [weight for name, weight in trained if weight.ndim >= 2 and "embedding" not in name]
-        others = {id(weight) for weight in self.kernels}
-        groups = parameter_groups(model, weight_decay)
-        rest = [{**group, "params": [w for w in group["params"] if id(w) not in others]} for group in groups]
-        self.flat = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self.kernels]
-        self.muon = torch.optim.Muon(self.flat, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, fused=True)
-        super().__init__([{"params": self.kernels}, *rest], {"lr": rate})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        assert closure is None
-        for optimizer in (self.muon, self.adamw):
-            for group in optimizer.param_groups:
-                group["lr"] = self.param_groups[0]["lr"]
-        for weight, flat in zip(self.kernels, self.flat, strict=True):
-            flat.grad = None if weight.grad is None else weight.grad.flatten(1)
-        self.muon.step()
-        self.adamw.step()
-        for weight, flat in zip(self.kernels, self.flat, strict=True):
-            weight.copy_(flat.view_as(weight))
 
 
 class AlignedModel(TextToImageModel):
@@ -213,6 +193,32 @@ class FlowLoss:
         )
 
 
+class EquivariantVAEObjective(VAEObjective):
+    """With half of the pictures of a batch, all alike, and their latents changed in the same way: turned, mirrored, or
+    half as large (Kouzelis et al. 2025, "EQ-VAE", eq. 5)."""
+
+    def __call__(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        assert isinstance(model, AutoencoderKL)
+        target = to_float(permute_channels(images, self.weights.recolour, generator))
+        latents = model.encode(target)
+        sampled = latents.sample(generator)
+        kind = int(torch.randint(0, 10, (), generator=generator))
+        changed, wanted = (change(part, kind) for part in (sampled, target))
+        painted = model.decode(changed).float()
+        pixels, edges = (painted - wanted).abs().mean(), edge_error(painted, wanted)
+        kl = latents.kl().mean() / latents.mean[0].numel()
+        return {"loss": pixels + self.weights.edges * edges + self.weights.kl * kl, "pixels": pixels, "kl": kl}
+
+
+def change(maps: Tensor, kind: int) -> Tensor:
+    """Turned by quarters (1 to 3), mirrored (4), half as large (5); other kinds leave them as they are."""
+    if 1 <= kind <= 3:
+        return maps.rot90(kind, (2, 3))
+    if kind == 4:
+        return maps.flip(3)
+    return F.avg_pool2d(maps, 2) if kind == 5 else maps
+
+
 class Mirrored:
     """Passes each batch on with half of its latents exchanged for those of the mirror images."""
 
@@ -233,6 +239,7 @@ class Bench:
     out: Path
     steps: int
     clip_steps: int
+    vae_steps: int
     device: torch.device
     evaluator: Path | None
     config: TextToImageConfig
@@ -267,6 +274,13 @@ class Bench:
         text_encoder, tokenizer, clip = self.text_encoder()
         folder = read_captioned_folder(self.more if trial.everyday else self.data)
         images = load_images(folder.train, config.image_size)
+        if trial.vae is not None:
+            channels_last(vae).train().requires_grad_(True)
+            vae_run = StageRun("vae", place / "vae", self.device, None, self.vae_steps)
+            half_rate = replace(config.vae_stage, learning_rate=config.vae_stage.learning_rate / 2)
+            run_stage(vae_run, half_rate, vae, images, trial.vae(config), config.seed)
+            standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
+            vae.eval().requires_grad_(False)
         captions = [trial.captions(item) for item in folder.train]
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
@@ -286,12 +300,9 @@ class Bench:
             objective = AlignedObjective(objective, trial.alignment)
         steps = self.steps * 128 // config.unet_stage.batch_size
         stage_run = StageRun("unet", place / "stages", self.device, None, steps)
-        run_stage(
-            *(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed),
-            optimizer=trial.optimizer,
-        )
-        errors = self.errors(config, model, tokenizer, vae)
-        result = {"name": name, "why": trial.why, **stage_run.record(), "errors": errors}
+        run_stage(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed)
+        errors = self.errors(config, model.unet, model.text_encoder, tokenizer, vae)
+        result = {"name": name, "why": trial.why, **stage_run.record(), **errors}
         if not trial.pooled:  # no model folder says so of a text encoder: its errors alone are measured
             scheduler = scheduler_config(config)
             parts = Components(tokenizer, text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
@@ -306,24 +317,28 @@ class Bench:
 
     @torch.no_grad()
     def errors(
-        self, config: TextToImageConfig, model: TextToImageModel, tokenizer: CLIPTokenizer, vae: Any
-    ) -> dict[str, float]:
-        """Mean squared error in x0 on the held-out pictures at each of LEVELS of the noise of the recipe."""
+        self, config: TextToImageConfig, unet: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer, vae: Any
+    ) -> dict[str, dict[str, float]]:
+        """On the held-out pictures at each of LEVELS of the noise of the recipe: mean squared error in x0 (`errors`),
+        and of the pixels that it is decoded to (`pixel_errors`), where white to black is 2."""
         items = read_captioned_folder(self.data).heldout
-        x0 = encode(vae, load_images(items, config.image_size), self.device).to(self.device)
-        texts = model.text_encoder(tokenizer([item.text for item in items]).to(self.device)).last_hidden_state
+        pictures = load_images(items, config.image_size)
+        x0 = encode(vae, pictures, self.device).to(self.device)
+        texts = text_encoder(tokenizer([item.text for item in items]).to(self.device)).last_hidden_state
         alpha_bar, own = (NoiseSchedule(c.schedule).alpha_bar for c in (self.config, config))
-        found = {}
+        found: dict[str, dict[str, float]] = {"errors": {}, "pixel_errors": {}}
         for level in LEVELS:
             a = alpha_bar[level].double()
             t = int((own.double() - a).abs().argmin())  # the timestep with that noise in the trial's own schedule
             signal, spread = float(own[t]) ** 0.5, (1 - float(own[t])) ** 0.5
             noise = torch.randn(x0.shape, generator=make_generator(0, level)).to(self.device)
             x_t = signal * x0 + spread * noise
-            said = model.unet(x_t, torch.full((len(x0),), float(t), device=self.device), texts)
+            said = unet(x_t, torch.full((len(x0),), float(t), device=self.device), texts)
             is_v = config.schedule.prediction_type == "v_prediction"
             estimate = signal * x_t - spread * said if is_v else (x_t - spread * said) / signal
-            found[str(level)] = float((estimate - x0).square().mean())
+            decoded = torch.cat([vae.decode(part).cpu() for part in estimate.split(64)])
+            found["errors"][str(level)] = float((estimate - x0).square().mean())
+            found["pixel_errors"][str(level)] = float((decoded - to_float(pictures)).square().mean())
         return found
 
 
@@ -342,16 +357,17 @@ def patches(clip: CLIPModel, images: Tensor, device: torch.device) -> Tensor:
 
 def table(results: list[Mapping[str, Any]]) -> str:
     lines = [
-        f"| trial | what | pictures | minutes | error at {', '.join(map(str, LEVELS))} | right caption | style | FID |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        f"| trial | what | pictures | minutes | error in x0 at {', '.join(map(str, LEVELS))} | error of pixels | right"
+        " caption | style | FID |",
+        "| --- | --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for found in results:
-        errors = ", ".join(f"{error:.4f}" for error in found["errors"].values())
+        errors = [", ".join(f"{e:.4f}" for e in found.get(key, {}).values()) for key in ("errors", "pixel_errors")]
         figures = [
             f"{found[key]['generated']:.{digits}f}" if key in found else ""
             for key, digits in (("retrieval", 3), ("style", 3), ("fid", 2))
         ]
-        cells = [found["name"], found["why"], f"{found['images']:,}", f"{found['minutes']:.1f}", errors, *figures]
+        cells = [found["name"], found["why"], f"{found['images']:,}", f"{found['minutes']:.1f}", *errors, *figures]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -365,6 +381,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     parser.add_argument("--steps", type=int, default=400, help="batches of 128 pictures that each sees")
     parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
+    parser.add_argument("--vae-steps", type=int, default=400, help="batches of 24 for which a trial's VAE goes on")
     parser.add_argument(
         "--evaluator", type=Path, help="folder of the judge; as `miniai evaluate` finds it, if not given"
     )
@@ -377,7 +394,9 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no trial {unknown[0]}: see --list")
     device = pick_device(asked.device)
-    bench = Bench(asked.data, asked.more, asked.out, asked.steps, asked.clip_steps, device, asked.evaluator, BASE)
+    bench = Bench(
+        asked.data, asked.more, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE
+    )
     bench.prepare()
     write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
     for name in asked.names or TRIALS:

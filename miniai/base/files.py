@@ -42,6 +42,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder `path`, made with those above it where it is not there yet. Raises UserError if it cannot be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {_reason(error)}") from error
+    return folder
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise the UserError that `atomic_file(path)` would raise; nothing is left behind, and what is at `path` stays."""
     with suppress(_ChangedMind), atomic_file(path):
@@ -69,6 +79,8 @@ def _reason(error: OSError) -> str:
         return "permission denied; choose a folder you may write to"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space"
+    if error.errno == errno.EEXIST:
+        return "a file has that name; choose another"
     if error.errno == errno.ENOTDIR:
         return "a part of the path is a file, not a folder; choose another path"
     return (error.strerror or str(error)).lower()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.base.weights import read_metadata, read_weights, write_weights
 from miniai.evaluate.fid import Moments, moments
 
@@ -72,10 +73,7 @@ def cached(
         except UserError:
             pass  # damaged: computed anew below, and overwritten
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
+    make_folder(path.parent)
     write_weights(path, tensors, asdict(key))
     return tensors
 

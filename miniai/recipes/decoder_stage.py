@@ -19,6 +19,7 @@ from torch.func import functional_call
 from tqdm import trange
 
 from miniai.base.device import autocast
+from miniai.base.files import make_folder
 from miniai.base.images import grid, save_png, to_pil
 from miniai.base.seeds import image_generators
 from miniai.nn.autoencoder import AutoencoderKL
@@ -170,7 +171,7 @@ def save_decoded(
     path: Path, vae: AutoencoderKL, images: UInt8[Tensor, "n 3 h2 w2"], latents: Sequence[Float[Tensor, "n c h w"]]
 ) -> None:
     """A sheet with rows of pictures, each above what is decoded from each of their `latents` (unscaled)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     rows = [to_float(images), *(vae.decode(part).float() for part in latents)]
     n_columns = 8
     starts = range(0, len(images), n_columns)

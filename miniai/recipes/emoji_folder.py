@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_concepts import Concept, Icon
 from miniai.recipes.emoji_drawing import render
@@ -68,7 +69,7 @@ def render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: int
     wanted = [picture for picture in pictures if picture.split != "left out"]
     paths = [folder / picture.split / picture.file_name for picture in wanted]
     for parent in {path.parent for path in paths}:
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
     with ThreadPoolExecutor(n_jobs) as pool:  # the renderer lets go of the interpreter, so threads are enough
         drawing = pool.map(_render_to, paths, wanted, repeat(size))
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 
 NPM_TIMEOUT_S = 600
 NPM_OPTIONS = ("--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=2000")  # offline: say so in seconds
@@ -134,8 +135,8 @@ def _download(source: Source, cache: Path) -> None:
             f"npm is needed to download {source.name} {source.version} and was not found; "
             "install it (Debian, Ubuntu: apt install npm; macOS: brew install node) and run again"
         )
+    make_folder(cache)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=cache, prefix=".download-")
     except OSError as error:
         raise UserError(f"{cache}: cannot keep downloads here ({error.strerror}); give another cache folder") from error

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from miniai.base.device import pick_device
-from miniai.base.files import write_json
+from miniai.base.files import make_folder, write_json
 from miniai.base.images import save_png
 from miniai.diffusion.sampling import find_sampler, n_calls
 from miniai.evaluate.cache import FeatureKey, cached_features, fingerprint
@@ -95,7 +95,7 @@ def evaluate_fashion(
     if config.knows_classes:
         results["read_as_asked"] = judge.read_as(painted, labels)
     folder = out or model
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_png(folder / "painted.png", as_sheet(painted[:200], n_columns=20))
     write_json(folder / "evaluation.json", results)
     return results

@@ -10,8 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, write_json
+from miniai.base.files import atomic_file, make_folder, write_json
 from miniai.base.images import grid, save_png
 from miniai.recipes.contact_sheet import load_painter, paint
 from miniai.recipes.evaluation import Evaluation
@@ -48,7 +47,7 @@ def evaluate_text_to_image(
     folder, heldout = asked.pictures()
     pipeline = load_painter(asked.model, asked.device)
     known = None if asked.evaluator is None else asked.judge(folder, pipeline)
-    _make_folders(out)
+    make_folder(out / "pictures")
     # Paint first: whatever is wrong with the request shows before an evaluator is trained for a quarter of an hour.
     started = time.monotonic()
     painted = list(paint(pipeline, [item.text for item in heldout], n_steps, guidance_scale, sampler, asked.seed))
@@ -135,10 +134,3 @@ def nearest_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Im
 def _spread(n: int, n_wanted: int) -> list[int]:
     """`n_wanted` of n places, evenly spread, or all of them."""
     return list(range(n)) if n <= n_wanted else [i * n // n_wanted for i in range(n_wanted)]
-
-
-def _make_folders(out: Path) -> None:
-    try:
-        (out / "pictures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error

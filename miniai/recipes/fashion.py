@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.images import grid, to_pil
 from miniai.base.weights import load_weights, read_weights, write_weights
 from miniai.recipes.training import StageRun, channels_last
@@ -75,10 +75,7 @@ def keep_config(out: Path, config: Any, resume: bool) -> None:
             raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")
         if read_json(path) != values:
             raise UserError(f"{path} has other numbers than asked for now: choose another folder, or the same numbers")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+    make_folder(out)
     write_json(path, values)
     for key, value in asdict(config).items():
         print(f"{key}: {value}", file=sys.stderr)

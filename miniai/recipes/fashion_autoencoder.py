@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.images import save_png
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, load_model, save_model, start_run
@@ -125,7 +125,7 @@ def fit_autoencoder(
     pictures, unseen = train.scaled(PADDING), test.scaled(PADDING)
 
     def show(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_png(path, as_sheet(beside_their_reconstructions(model, unseen[:50], device)))
 
     if is_trained(run):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from miniai.base.configs import config_from_dict
 from miniai.base.device import autocast, pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import read_json
+from miniai.base.files import make_folder, read_json
 from miniai.base.images import save_png
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser, EDMObjective
@@ -162,7 +162,7 @@ def train_fashion_diffusion(
 
     def show(path: Path) -> None:
         labels = torch.arange(20) % N_CLASSES
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_png(path, as_sheet(paint(model, config, labels, seed=0, n_steps=min(config.n_steps, 50))))
 
     items = TensorDataset((train.scaled(PADDING), train.labels))

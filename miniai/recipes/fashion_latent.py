@@ -16,7 +16,7 @@ from torch import Tensor
 
 from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
-from miniai.base.files import read_json
+from miniai.base.files import make_folder, read_json
 from miniai.base.images import save_png
 from miniai.base.weights import read_weights, write_weights
 from miniai.nn.autoencoder import AutoencoderKL
@@ -136,7 +136,7 @@ def train_fashion_latent(
         model = init_unet(UNet2DModel(config.diffusion.model))
 
     def show(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_png(
             path, as_sheet(paint_latent(model, vae, scale, config.diffusion, torch.arange(20) % N_CLASSES, seed=0))
         )

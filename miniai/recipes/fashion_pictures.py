@@ -16,6 +16,7 @@ from torch import Tensor
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.base.images import save_png
 from miniai.base.seeds import image_generators, make_generator, randn
 from miniai.diffusion.pictures import denoising_path, noising, save_path, side_by_side
@@ -88,7 +89,7 @@ def fashion_pictures(
         raise UserError("--samplers needs at least one sampler")
     studio = load_studio(model, pick_device(device))
     real = load_fashion_mnist("test", data).scaled(PADDING)[:n]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     names = ("noising.png", "path.png", "path.gif", "samplers.png")
     paths = [out / name for name in names]
     save_png(paths[0], noising_sheet(studio, real, at))

@@ -8,7 +8,7 @@ import torch
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.diffusion.pictures import plot_quality
 from miniai.diffusion.sampling import find_sampler, n_calls
 from miniai.recipes.evaluate_fashion import Judge
@@ -44,7 +44,7 @@ def fashion_steps(
     paint, config = load_painter(model, place)
     judge = Judge(classifier, data, place)
     folder = out or model
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / RESULTS
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     same: dict[str, Any] = {"model": str(model.resolve()), "classifier": str(classifier.resolve())}

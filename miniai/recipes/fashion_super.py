@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.device import pick_device
-from miniai.base.files import write_json
+from miniai.base.files import make_folder, write_json
 from miniai.base.images import save_png
 from miniai.evaluate.perceptual import layer_outputs
 from miniai.nn.resnet import ResNet, ResNetConfig
@@ -101,7 +101,7 @@ def train_fashion_super(
     model.begin_as(judge)
 
     def show(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         real = test.scaled()[:20]
         rows = zip(*(part.split(10) for part in (made_small(real), enlarged(model, real, place), real)), strict=True)
         save_png(path, as_sheet(torch.cat([part for row in rows for part in row])))

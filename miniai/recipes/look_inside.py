@@ -9,6 +9,7 @@ from pathlib import Path
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.nn.general_relu import GeneralReLU
 from miniai.recipes.fashion import load_both
 from miniai.recipes.fashion_classifier import BATCH, ClassifierObjective
@@ -48,10 +49,7 @@ def look_inside(
     config = SweepConfig((batch_size,), (1.0,), (init,), (optimizer,), seed=seed)  # refuses what there is not
     train, test = load_both(data)
     place = pick_device(device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+    make_folder(out)
     pictures = train.scaled()
     model = first_network(init, config, pictures[:LSUV_PICTURES])
     text = str(summary(model, pictures[:1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, read_json, write_json
+from miniai.base.files import atomic_file, make_folder, read_json, write_json
 from miniai.base.plots import Line, curve_panels
 from miniai.diffusion.sampling import find_sampler, n_calls
 from miniai.evaluate.fid import frechet_distance, moments
@@ -79,10 +79,7 @@ def sampling_sweep(
     folder, heldout = asked.pictures()
     pipeline = load_painter(asked.model, asked.device)
     judge = asked.judge(folder, pipeline)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(out)
     measure = CaptionJudge(judge, heldout)
     places = {"model": str(asked.model.resolve()), "judge": str(judge.folder.resolve())}
     same = {**places, "seed": asked.seed, "n": len(heldout)}

@@ -20,7 +20,7 @@ from torch import Tensor
 from miniai.base.configs import config_from_dict, config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.weights import load_weights, read_weights, write_weights
 from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL
@@ -161,10 +161,7 @@ class _Run:
         self.words_path = out / "stages" / "words" / "text_encoder.safetensors"
         self.decoder_path = out / "stages" / "decoder" / "vae.safetensors"
         self.latents_path = out / "stages" / "latents" / "latents.safetensors"
-        try:
-            self.latents_path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+        make_folder(self.latents_path.parent)
 
     def save(self, module: torch.nn.Module, path: Path) -> None:
         write_weights(path, module.state_dict())
@@ -189,7 +186,7 @@ class _Run:
         """What the U-Net makes of the training pictures, for the decoder: made once, and kept."""
         path = self.decoder_path.parent / "painted.safetensors"
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             model, tokenizer = self.unet()
             parts = (tokenizer, model.text_encoder, model.unet, self.vae())
             pipeline = StableDiffusionPipeline(*parts, scheduler_config(self.config))
@@ -264,7 +261,7 @@ def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:
 def save_clip(folder: str | os.PathLike[str], model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Write both encoders and the tokenizer into `folder`, as transformers' CLIPModel lays them out, in float16."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / "config.json", {"model_type": "clip", **config_to_dict(model.config)})
     write_weights(folder / "model.safetensors", {name: value.half() for name, value in model.state_dict().items()})

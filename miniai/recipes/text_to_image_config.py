@@ -1,6 +1,7 @@
 """Every number that shapes the text-to-image model and its training, in one place, and two ready sets of them."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from miniai.diffusion.objectives import Weighting
 from miniai.diffusion.schedule import ScheduleConfig
@@ -11,8 +12,9 @@ from miniai.nn.unet import UNetConfig
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How a stage is optimised: AdamW with a warm-up, a constant rate and half a cosine down to zero.
+    """How a stage is optimised: a warm-up, a constant rate and half a cosine down to zero.
 
+    `optimizer` is "adamw", or "muon" for matrices and kernels and AdamW beside it for all others, at the same rate.
     `share` is the stage's part of `--minutes`; `warmup` and `decay_from` are parts of the stage itself; `batch_size` is
     in pictures; `ema` is the decay per step of the averaged weights, which are those that are kept.
     """
@@ -26,6 +28,7 @@ class StageConfig:
     decay_from: float = 0.5
     ema: float = 0.999
     clip_norm: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import write_json
+from miniai.base.files import make_folder, write_json
 from miniai.base.images import grid, open_image, save_gif, save_png, to_pil, to_tensor
 from miniai.base.seeds import make_generator
 from miniai.base.weights import write_weights
@@ -67,10 +67,7 @@ def train_texture(
     if steps < 1:
         raise UserError(f"--steps {steps} is not possible: give a number above 0")
     example = to_tensor([centre_square(open_image(picture), config.side)])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+    make_folder(out)
     place = pick_device(device)
     network, layers, _ = feature_network(vgg)
     with initial_weights(config.seed):

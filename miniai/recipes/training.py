@@ -23,6 +23,7 @@ from miniai.train.distributed import Accelerate, is_first, n_launched, wait_for_
 from miniai.train.ema import EMA
 from miniai.train.guards import Interrupt, NaNGuard
 from miniai.train.learner import Learner, Objective
+from miniai.train.muon import Muon
 from miniai.train.progress import Progress, Recorder
 from miniai.train.schedule import Budget, Schedule, warmup_constant_cosine
 
@@ -69,8 +70,8 @@ def run_stage(
     callbacks: Iterable[Callback] = (),
     optimizer: Callable[[nn.Module, StageConfig], torch.optim.Optimizer] | None = None,
 ) -> None:
-    """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one; by AdamW,
-    or by what `optimizer(model, config)` makes.
+    """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one; by the
+    config's optimizer, or by what `optimizer(model, config)` makes.
 
     At the end the model holds the averaged weights, and `run.record_path` says what was done. `sample(path)` draws a
     picture of the model's state, with the averaged weights in place, every `run.sample_minutes`.
@@ -93,7 +94,7 @@ def run_stage(
         model,
         Loader(data, min(config.batch_size, len(data)), seed=seed),
         objective,
-        (optimizer or adamw)(model, config),
+        (optimizer or make_optimizer)(model, config),
         callbacks=[
             Device(run.device) if n_launched() == 1 else Accelerate(cpu=run.device.type == "cpu", mixed_precision="no"),
             Precision(training_dtype(run.device)),
@@ -152,19 +153,19 @@ def initial_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def adamw(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """What every stage learns by that asks for nothing else."""
-    groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases, norms and other vectors do not (as in Radford et al. 2021, section 2.5)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """AdamW or Muon, as the config says. Matrices and kernels decay; biases, norms and other vectors do not (as in
+    Radford et al. 2021, section 2.5). Embeddings are rows of which a batch sees a few: AdamW's in either case."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    matrices = {name: weight for name, weight in trained.items() if weight.ndim >= 2}
+    vectors: dict[str, Any] = {"params": [w for w in trained.values() if w.ndim < 2], "weight_decay": 0.0}
+    shared: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW([{"params": list(matrices.values())}, vectors], fused=True, **shared)
+    embeddings: dict[str, Any] = {"params": [w for name, w in matrices.items() if "embedding" in name]}
+    by_muon: dict[str, Any] = {"orthogonal": True, "keep_size": False, "momentum": 0.95, "n_iterations": 5}
+    by_muon["params"] = [w for name, w in matrices.items() if "embedding" not in name]
+    return Muon([shared | group for group in (by_muon, embeddings, vectors) if group["params"]])
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from miniai.base.files import make_folder
 from miniai.base.images import grid, save_png
 from miniai.base.seeds import image_generators
 from miniai.base.weights import read_weights, write_weights
@@ -161,5 +162,5 @@ def save_grid(
     generators = image_generators(seed, len(prompts))
     images = pipeline(prompts, num_inference_steps=n_steps, guidance_scale=scale, generator=generators).images
     assert isinstance(images, list)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     save_png(path, grid(images, 8, gap=2))

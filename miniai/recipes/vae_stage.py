@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from miniai.base.files import make_folder
 from miniai.base.images import grid, save_png, to_pil
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
@@ -78,7 +79,7 @@ def save_reconstructions(path: str | os.PathLike[str], vae: AutoencoderKL, image
     """A sheet with rows of pictures, each above what the autoencoder makes of it."""
     target = to_float(images)
     painted = vae.decode(vae.encode(target).mode())
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     n_columns = 8
     rows = []
     for start in range(0, len(images), n_columns):

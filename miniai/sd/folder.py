@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.weights import give_weights, without_memory, write_weights
 from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
@@ -111,11 +111,8 @@ def write_folder(folder: str | os.PathLike[str], components: Components) -> None
     """
     folder = Path(folder)
     parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-    try:
-        for part in parts:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}") from error
+    for part in parts:
+        make_folder(folder / part)
     components.tokenizer.save_pretrained(folder / "tokenizer")
     text_notes = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
     _write_module(folder, TEXT_WEIGHTS, components.text_encoder, text_notes)

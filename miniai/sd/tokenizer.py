@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, read_json, write_json
+from miniai.base.files import atomic_file, make_folder, read_json, write_json
 from miniai.sd.added_tokens import (
     AddedTokens,
     added_tokens_entries,
@@ -84,10 +84,7 @@ class CLIPTokenizer:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json, each whole or not at all."""
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}") from error
+        make_folder(folder)
         write_json(folder / "vocab.json", self.vocab)
         with atomic_file(folder / "merges.txt") as file:
             file.write("".join(f"{line}\n" for line in [_VERSION_LINE, *map(" ".join, self.merges)]).encode())

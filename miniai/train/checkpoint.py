@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.base.weights import load_weights, read_metadata, read_weights, write_weights
 from miniai.train.callback import Callback
 from miniai.train.learner import Learner
@@ -57,10 +58,7 @@ class Checkpoint(Callback):
         self._last_place: tuple[int, int, int] | None = None
 
     def before_fit(self, learner: Learner) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; choose another") from error
+        make_folder(self.folder)
         if not os.access(self.folder, os.W_OK):
             raise UserError(f"cannot write checkpoints into {self.folder}: permission denied; choose another folder")
         if learner.step == 0 and checkpoints(self.folder):

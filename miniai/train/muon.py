@@ -40,9 +40,13 @@ def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float
 class Muon(torch.optim.Optimizer):
     """Kernels in groups with `orthogonal=True` by Muon, all other weights by AdamW (Loshchilov and Hutter 2019).
 
-    Each kernel of (c_out, …) that Muon trains is meant to be followed by a norm, so that its size means nothing: it is
-    kept at the size where each of its filters has norm 1 on average, and `lr` is the size of a step beside it. Momentum
-    is Nesterov's.
+    - keep_size True: each kernel of (c_out, …) is meant to be followed by a norm, so that its size means nothing: it is
+      kept at the size where each of its filters has norm 1 on average, and `lr` is the size of a step beside it.
+    - keep_size False: any matrix; its step has 0.2 lr as the root of its mean square, about that of AdamW's steps, so
+      that one `lr` serves both, and it decays by `weight_decay` as with AdamW: Liu et al. 2025, "Muon is scalable for
+      LLM training", eq. 4; torch.optim.Muon calls it "match_rms_adamw".
+
+    Momentum is Nesterov's.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4))
@@ -58,6 +62,7 @@ class Muon(torch.optim.Optimizer):
             "momentum": 0.6,
             "n_iterations": 4,
             "orthogonal": False,
+            "keep_size": True,
             "betas": (0.9, 0.99),
             "weight_decay": 0.0,
         }
@@ -79,9 +84,14 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum"]
         momentum.mul_(group["momentum"]).add_(gradient)
         nesterov = gradient + group["momentum"] * momentum
-        step = orthogonalised(nesterov.reshape(len(weight), -1), group["n_iterations"]).view(weight.shape)
-        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
-        weight.sub_(step, alpha=group["lr"])
+        step = orthogonalised(nesterov.reshape(len(weight), -1), group["n_iterations"])
+        if group["keep_size"]:
+            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
+            size = group["lr"]
+        else:
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            size = group["lr"] * 0.2 * max(step.shape) ** 0.5
+        weight.sub_(step.view(weight.shape), alpha=size)
 
     @staticmethod
     def _advance_other(weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

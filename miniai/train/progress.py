@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.base.plots import Plot, curves
 from miniai.train.callback import Callback
 from miniai.train.data import batch_size_of
@@ -56,8 +57,8 @@ class Recorder(Callback):
     def before_fit(self, learner: Learner) -> None:
         if self.path is None or self._file is not None:
             return
+        make_folder(self.path.parent)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "r+b" if self._n_bytes else "wb", buffering=0)  # noqa: SIM115
             n_bytes = self._file.seek(0, os.SEEK_END)
             self._file.truncate(self._n_bytes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from miniai.base.errors import UserError
+from miniai.base.files import make_folder
 from miniai.train.callback import Callback
 from miniai.train.learner import Learner
 
@@ -79,12 +80,12 @@ class CSVLog(Tracker):
 
     def open(self, learner: Learner) -> None:
         kept: list[list[str]] = []
+        make_folder(self.path.parent)
         try:
             if learner.step and self.path.is_file():
                 with self.path.open(newline="") as file:
                     rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and row[0].isdigit()]
                 kept = [row for row in rows if int(row[0]) <= learner.step]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", newline="", buffering=1)
             csv.writer(self._file).writerows([["step", "name", "value"], *kept])
         except OSError as error:
@@ -172,10 +173,7 @@ class WandB(Tracker):
             import wandb
         except ImportError as error:
             raise UserError("wandb is not installed: pip install 'miniai[track]'") from error
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write a run into {self.folder}: {error.strerror}; choose another") from error
+        make_folder(self.folder)
         self._run = wandb.init(
             project=self.project,
             name=self.name_of_run,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, check_writable, read_json, write_json
+from miniai.base.files import atomic_file, check_writable, make_folder, read_json, write_json
 
 
 def test_what_was_written_is_there_afterwards_and_nothing_else(tmp_path: Path) -> None:
@@ -110,3 +110,17 @@ def test_missing_json_is_a_user_error(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match="cannot read"):
         read_json(tmp_path)
+
+
+def test_a_folder_is_made_with_those_above_it_and_may_be_there_already(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize(("below", "reason"), [("", "a file has that name"), ("more", "a part of the path is a file")])
+def test_a_folder_where_a_file_stands_is_a_user_error(tmp_path: Path, below: str, reason: str) -> None:
+    (tmp_path / "a").write_text("kept")
+    with pytest.raises(UserError, match=f"cannot make the folder .*: {reason}"):
+        make_folder(tmp_path / "a" / below)
+    assert (tmp_path / "a").read_text() == "kept"

@@ -51,6 +51,22 @@ def test_a_kernel_keeps_its_size_and_steps_by_its_rate() -> None:
     assert along.max() < 1.25
 
 
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_steps_of_adamws_size_with_decay_are_those_of_pytorchs_muon(shape: tuple[int, int]) -> None:
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 120).reshape(shape)) for _ in range(2))
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.5}
+    group = {"params": [ours], "orthogonal": True, "keep_size": False, "n_iterations": 5, **settings}
+    start = ours.detach().clone()
+    optimizers = [Muon([group]), torch.optim.Muon([theirs], ns_steps=5, adjust_lr_fn="match_rms_adamw", **settings)]
+    for k in range(5):
+        gradient = torch.randn(shape, generator=make_generator(7, k))
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved  # theirs is in bfloat16
+
+
 def test_all_other_weights_learn_as_by_adamw() -> None:
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2))
     settings = {"lr": 0.05, "betas": (0.9, 0.98), "weight_decay": 0.1}

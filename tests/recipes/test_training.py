@@ -1,0 +1,49 @@
+"""Which weights a stage's optimizer trains, and how."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_model import tiny_pipeline
+
+from miniai.recipes.text_to_image_config import TINY
+from miniai.recipes.training import make_optimizer
+from miniai.recipes.unet_stage import TextToImageModel
+
+
+@pytest.fixture
+def model() -> TextToImageModel:
+    pipeline = tiny_pipeline()
+    return TextToImageModel(pipeline.unet.requires_grad_(True), pipeline.text_encoder, train_text=True)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_weight_that_learns_is_in_one_group_and_vectors_do_not_decay(name: str, model: TextToImageModel) -> None:
+    frozen = model.unet.conv_in.weight.requires_grad_(False)
+    optimizer = make_optimizer(model, replace(TINY.unet_stage, optimizer=name, weight_decay=0.5))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    expected = [weight for weight in model.parameters() if weight is not frozen]
+    assert sorted(map(id, weights)) == sorted(map(id, expected))
+    for group in optimizer.param_groups:
+        assert {weight.ndim < 2 for weight in group["params"]} == {group["weight_decay"] == 0.0}
+
+
+def test_muon_takes_matrices_and_kernels_and_leaves_embeddings_to_adamw(model: TextToImageModel) -> None:
+    optimizer = make_optimizer(model, replace(TINY.unet_stage, optimizer="muon"))
+    by_muon = {id(weight) for group in optimizer.param_groups if group["orthogonal"] for weight in group["params"]}
+    names = {name for name, weight in model.named_parameters() if id(weight) in by_muon}
+    assert {"unet.conv_in.weight", "unet.mid_block.resnets.0.conv1.weight"} <= names
+    assert "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight" in names
+    assert not [name for name in names if "embedding" in name or "norm" in name or name.endswith("bias")]
+
+
+def test_muon_steps_are_as_large_as_adamws(model: TextToImageModel) -> None:
+    weight = model.unet.mid_block.resnets[0].conv1.weight
+    for name in ("adamw", "muon"):
+        before = weight.detach().clone()
+        stage = replace(TINY.unet_stage, optimizer=name, learning_rate=0.01, weight_decay=0.0)
+        optimizer = make_optimizer(model, stage)
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        step = (weight.detach() - before).square().mean().sqrt()
+        assert 0.0015 < step < 0.012, name
