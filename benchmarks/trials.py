@@ -39,7 +39,7 @@ from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
-from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig
+from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
 from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective, compute_latents, init_unet
 from miniai.recipes.vae_stage import VAEObjective, edge_error, permute_channels, standardise_latents, to_float
@@ -113,7 +113,15 @@ TRIALS: dict[str, Trial] = {
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda config: VAEObjective(config.vae_loss)),
     "vae-equivariant": Trial(
         "the same; latents of half of the batches are turned, mirrored or halved, and so are the pictures to decode",
-        vae=lambda config: EquivariantVAEObjective(config.vae_loss),
+        vae=lambda config: RegularVAEObjective(config.vae_loss, equivariant=True),
+    ),
+    "vae-noise": Trial(
+        "the same; noise on the latents, of up to 0.6 of their deviation",
+        vae=lambda config: RegularVAEObjective(config.vae_loss, noise=0.6),
+    ),
+    "vae-both": Trial(
+        "the same; turned, mirrored or halved, and with that noise",
+        vae=lambda config: RegularVAEObjective(config.vae_loss, equivariant=True, noise=0.6),
     ),
     "vae-kl": Trial(
         "the same; KL counts ten times as much",
@@ -193,16 +201,27 @@ class FlowLoss:
         )
 
 
-class EquivariantVAEObjective(VAEObjective):
-    """With half of the pictures of a batch, all alike, and their latents changed in the same way: turned, mirrored, or
-    half as large (Kouzelis et al. 2025, "EQ-VAE", eq. 5)."""
+class RegularVAEObjective(VAEObjective):
+    """With latents that the decoder must bear: in half of the batches turned, mirrored or half as large, as is then the
+    picture that it must make of them (Kouzelis et al. 2025, "EQ-VAE", eq. 5); or with noise on them, of a deviation
+    beside that of all latents that is drawn for each picture between 0 and `noise`."""
+
+    def __init__(self, weights: VAELossConfig, *, equivariant: bool = False, noise: float = 0.0) -> None:
+        super().__init__(weights)
+        self.equivariant, self.noise = equivariant, noise
 
     def __call__(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(model, AutoencoderKL)
         target = to_float(permute_channels(images, self.weights.recolour, generator))
         latents = model.encode(target)
         sampled = latents.sample(generator)
-        kind = int(torch.randint(0, 10, (), generator=generator))
+        if self.noise:
+            drawn = torch.randn(sampled.shape, generator=generator) * torch.rand(
+                len(sampled), 1, 1, 1, generator=generator
+            )
+            deviation = latents.mean.std(dim=(0, 2, 3), keepdim=True).detach()
+            sampled = sampled + self.noise * deviation * drawn.to(sampled.device)
+        kind = int(torch.randint(0, 10, (), generator=generator)) if self.equivariant else 0
         changed, wanted = (change(part, kind) for part in (sampled, target))
         painted = model.decode(changed).float()
         pixels, edges = (painted - wanted).abs().mean(), edge_error(painted, wanted)
