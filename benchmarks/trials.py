@@ -68,6 +68,7 @@ class Trial:
     pooled: bool = False
     everyday: bool = False
     vae: Callable[[TextToImageConfig], Objective] | None = None
+    new_vae: bool = False
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -76,6 +77,33 @@ def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
 
 def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
     return lambda config: replace(config, schedule=replace(config.schedule, **changes))
+
+
+def of_recipe(config: TextToImageConfig) -> Objective:
+    return VAEObjective(config.vae_loss)
+
+
+def larger_latents(config: TextToImageConfig) -> TextToImageConfig:
+    """As many numbers in four times as many places: a level less in the VAE, one more, of convolutions, in the U-Net."""
+    vae = replace(
+        config.vae,
+        down_block_types=config.vae.down_block_types[1:],
+        up_block_types=config.vae.up_block_types[1:],
+        block_out_channels=config.vae.block_out_channels[:-1],
+        latent_channels=4,
+    )
+    unet = replace(
+        config.unet,
+        down_block_types=("DownBlock2D", *config.unet.down_block_types),
+        up_block_types=(*config.unet.up_block_types, "UpBlock2D"),
+        block_out_channels=(48, *config.unet.block_out_channels),
+        attention_head_dim=(3, 3, 5),
+        norm_num_groups=16,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+    )
+    return replace(config, vae=vae, unet=unet)
 
 
 TRIALS: dict[str, Trial] = {
@@ -110,7 +138,7 @@ TRIALS: dict[str, Trial] = {
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", pooled=True),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
-    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda config: VAEObjective(config.vae_loss)),
+    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=of_recipe),
     "vae-equivariant": Trial(
         "the same; latents of half of the batches are turned, mirrored or halved, and so are the pictures to decode",
         vae=lambda config: RegularVAEObjective(config.vae_loss, equivariant=True),
@@ -126,6 +154,10 @@ TRIALS: dict[str, Trial] = {
     "vae-kl": Trial(
         "the same; KL counts ten times as much",
         vae=lambda config: VAEObjective(replace(config.vae_loss, kl=10 * config.vae_loss.kl)),
+    ),
+    "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=of_recipe, new_vae=True),
+    "factor-4": Trial(
+        "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=of_recipe, new_vae=True
     ),
 }
 
@@ -289,15 +321,20 @@ class Bench:
         place.mkdir(parents=True, exist_ok=True)
         print(f"{name}: {trial.why}", flush=True)
         config = trial.config(self.config)
-        vae = read_folder(PACKAGED, torch.float32, self.device).vae
+        if trial.new_vae:
+            with initial_weights(config.seed):
+                vae = AutoencoderKL(config.vae).to(self.device)
+        else:
+            vae = read_folder(PACKAGED, torch.float32, self.device).vae
         text_encoder, tokenizer, clip = self.text_encoder()
         folder = read_captioned_folder(self.more if trial.everyday else self.data)
         images = load_images(folder.train, config.image_size)
         if trial.vae is not None:
             channels_last(vae).train().requires_grad_(True)
             vae_run = StageRun("vae", place / "vae", self.device, None, self.vae_steps)
-            half_rate = replace(config.vae_stage, learning_rate=config.vae_stage.learning_rate / 2)
-            run_stage(vae_run, half_rate, vae, images, trial.vae(config), config.seed)
+            rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
+            vae_stage = replace(config.vae_stage, learning_rate=rate)
+            run_stage(vae_run, vae_stage, vae, images, trial.vae(config), config.seed)
             standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
             vae.eval().requires_grad_(False)
         captions = [trial.captions(item) for item in folder.train]
