@@ -84,7 +84,7 @@ def of_recipe(config: TextToImageConfig) -> Objective:
 
 
 def larger_latents(config: TextToImageConfig) -> TextToImageConfig:
-    """As many numbers in four times as many places: a level less in the VAE, one more, of convolutions, in the U-Net."""
+    """As many numbers in four times as many places: a level less in the VAE, one more (convolutions) in the U-Net."""
     vae = replace(
         config.vae,
         down_block_types=config.vae.down_block_types[1:],
