@@ -31,10 +31,27 @@ def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float
     if is_tall:
         x = x.T
     x = x / (x.norm() + 1e-7)
-    for _ in range(n_iterations):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+    if x.dtype == torch.float32 and x.shape[1] > 2 * x.shape[0]:
+        x = _polynomial(x @ x.T, n_iterations) @ x
+    else:
+        for _ in range(n_iterations):
+            square = x @ x.T
+            x = a * x + (b * square + c * square @ square) @ x
     return (x.T if is_tall else x).to(matrix.dtype)
+
+
+def _polynomial(square: Float[Tensor, "m m"], n_iterations: int) -> Float[Tensor, "m m"]:
+    """What the iterations multiply X by, from X X^T alone: as all of it commutes, long rows enter only at both ends.
+
+    That squares the singular values, which bfloat16 is too coarse for.
+    """
+    a, b, c = QUINTIC
+    one = torch.eye(len(square), dtype=square.dtype, device=square.device)
+    factor = one
+    for _ in range(n_iterations):
+        now = factor @ square @ factor
+        factor = (a * one + b * now + c * now @ now) @ factor
+    return factor
 
 
 class Muon(torch.optim.Optimizer):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from miniai.base.seeds import make_generator
+from miniai.train import muon
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.learner import Learner
@@ -28,6 +29,18 @@ def test_singular_vectors_stay_and_singular_values_come_near_1(shape: tuple[int,
     for _ in range(5):
         values = a * values + b * values**3 + c * values**5
     assert torch.allclose(inside.diag(), values, atol=0.1)  # rounded to bfloat16 five times over
+
+
+def test_long_rows_are_made_orthogonal_alike_by_way_of_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "training_dtype", lambda device: torch.float32)
+    wide = torch.randn(16, 100, generator=make_generator(8)) * torch.logspace(0, -2, 16)[:, None]
+    a, b, c = QUINTIC
+    expected = wide.double() / wide.double().norm()
+    for _ in range(5):
+        square = expected @ expected.T
+        expected = a * expected + (b * square + c * square @ square) @ expected
+    assert torch.allclose(orthogonalised(wide, 5).double(), expected, atol=1e-3)
+    assert torch.allclose(orthogonalised(wide.T, 5).double(), expected.T, atol=1e-3)
 
 
 @pytest.mark.parametrize("n_iterations", [1, 5])
