@@ -42,7 +42,7 @@ from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
 from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
 from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective, compute_latents, init_unet
-from miniai.recipes.vae_stage import VAEObjective, edge_error, permute_channels, standardise_latents, to_float
+from miniai.recipes.vae_stage import VAEObjective, standardise_latents, to_float
 from miniai.sd.folder import Components, read_folder, write_folder
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
@@ -52,7 +52,8 @@ from miniai.train.learner import Objective
 PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
 LEVELS = (300, 600, 900)  # timesteps at which errors are taken
 SMALLER = replace(SMALL.unet, block_out_channels=(96, 160), attention_head_dim=(3, 5))
-BASE = replace(SMALL, unet=SMALLER)
+# By AdamW, as the recipe was when the first trials ran: Muon came of them.
+BASE = replace(SMALL, unet=SMALLER, unet_stage=replace(SMALL.unet_stage, optimizer="adamw"))
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Trial:
     flow: bool = False
     pooled: bool = False
     everyday: bool = False
-    vae: Callable[[TextToImageConfig], Objective] | None = None
+    vae: Callable[[VAELossConfig], Objective] | None = None
     new_vae: bool = False
 
 
@@ -79,8 +80,8 @@ def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]
     return lambda config: replace(config, schedule=replace(config.schedule, **changes))
 
 
-def of_recipe(config: TextToImageConfig) -> Objective:
-    return VAEObjective(config.vae_loss)
+def plain(loss: VAELossConfig) -> VAELossConfig:
+    return replace(loss, equivariant=0.0)
 
 
 def larger_latents(config: TextToImageConfig) -> TextToImageConfig:
@@ -138,27 +139,25 @@ TRIALS: dict[str, Trial] = {
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", pooled=True),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
-    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=of_recipe),
+    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
     "vae-equivariant": Trial(
         "the same; latents of half of the batches are turned, mirrored or halved, and so are the pictures to decode",
-        vae=lambda config: RegularVAEObjective(config.vae_loss, equivariant=True),
+        vae=VAEObjective,
     ),
     "vae-noise": Trial(
-        "the same; noise on the latents, of up to 0.6 of their deviation",
-        vae=lambda config: RegularVAEObjective(config.vae_loss, noise=0.6),
+        "the same without; noise on the latents, of up to 0.6 of their deviation",
+        vae=lambda loss: NoisyVAEObjective(plain(loss), 0.6),
     ),
-    "vae-both": Trial(
-        "the same; turned, mirrored or halved, and with that noise",
-        vae=lambda config: RegularVAEObjective(config.vae_loss, equivariant=True, noise=0.6),
-    ),
+    "vae-both": Trial("the same with both", vae=lambda loss: NoisyVAEObjective(loss, 0.6)),
     "vae-kl": Trial(
-        "the same; KL counts ten times as much",
-        vae=lambda config: VAEObjective(replace(config.vae_loss, kl=10 * config.vae_loss.kl)),
+        "the same without either; KL counts ten times as much",
+        vae=lambda loss: VAEObjective(replace(plain(loss), kl=10 * loss.kl)),
     ),
-    "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=of_recipe, new_vae=True),
+    "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=VAEObjective, new_vae=True),
     "factor-4": Trial(
-        "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=of_recipe, new_vae=True
+        "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=VAEObjective, new_vae=True
     ),
+    "muon-equivariant": Trial("Muon, after the VAE went on so", stage(optimizer="muon"), vae=VAEObjective),
 }
 
 
@@ -233,41 +232,19 @@ class FlowLoss:
         )
 
 
-class RegularVAEObjective(VAEObjective):
-    """With latents that the decoder must bear: in half of the batches turned, mirrored or half as large, as is then the
-    picture that it must make of them (Kouzelis et al. 2025, "EQ-VAE", eq. 5); or with noise on them, of a deviation
-    beside that of all latents that is drawn for each picture between 0 and `noise`."""
+class NoisyVAEObjective(VAEObjective):
+    """With noise on the latents, of a deviation beside that of all latents that is drawn for each picture between 0 and
+    `noise`."""
 
-    def __init__(self, weights: VAELossConfig, *, equivariant: bool = False, noise: float = 0.0) -> None:
+    def __init__(self, weights: VAELossConfig, noise: float) -> None:
         super().__init__(weights)
-        self.equivariant, self.noise = equivariant, noise
+        self.noise = noise
 
-    def __call__(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(model, AutoencoderKL)
-        target = to_float(permute_channels(images, self.weights.recolour, generator))
-        latents = model.encode(target)
-        sampled = latents.sample(generator)
-        if self.noise:
-            drawn = torch.randn(sampled.shape, generator=generator) * torch.rand(
-                len(sampled), 1, 1, 1, generator=generator
-            )
-            deviation = latents.mean.std(dim=(0, 2, 3), keepdim=True).detach()
-            sampled = sampled + self.noise * deviation * drawn.to(sampled.device)
-        kind = int(torch.randint(0, 10, (), generator=generator)) if self.equivariant else 0
-        changed, wanted = (change(part, kind) for part in (sampled, target))
-        painted = model.decode(changed).float()
-        pixels, edges = (painted - wanted).abs().mean(), edge_error(painted, wanted)
-        kl = latents.kl().mean() / latents.mean[0].numel()
-        return {"loss": pixels + self.weights.edges * edges + self.weights.kl * kl, "pixels": pixels, "kl": kl}
-
-
-def change(maps: Tensor, kind: int) -> Tensor:
-    """Turned by quarters (1 to 3), mirrored (4), half as large (5); other kinds leave them as they are."""
-    if 1 <= kind <= 3:
-        return maps.rot90(kind, (2, 3))
-    if kind == 4:
-        return maps.flip(3)
-    return F.avg_pool2d(maps, 2) if kind == 5 else maps
+    def disturb(self, latents: Tensor, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        latents, pictures = super().disturb(latents, pictures, generator)
+        drawn = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        deviation = latents.std(dim=(0, 2, 3), keepdim=True).detach()
+        return latents + self.noise * deviation * drawn.to(latents.device), pictures
 
 
 class Mirrored:
@@ -334,7 +311,7 @@ class Bench:
             vae_run = StageRun("vae", place / "vae", self.device, None, self.vae_steps)
             rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
             vae_stage = replace(config.vae_stage, learning_rate=rate)
-            run_stage(vae_run, vae_stage, vae, images, trial.vae(config), config.seed)
+            run_stage(vae_run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
             standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
             vae.eval().requires_grad_(False)
         captions = [trial.captions(item) for item in folder.train]

@@ -37,12 +37,15 @@ class VAELossConfig:
 
     `kl` multiplies the divergence per latent number, in nats; `edges` the mean absolute error of the differences
     between neighbouring pixels, which keeps outlines sharp. `recolour` is the share of pictures that are seen with
-    their red, green and blue in another order, so that rare colours are learned as well as yellow.
+    their red, green and blue in another order, so that rare colours are learned as well as yellow. `equivariant` is the
+    share of batches in which latents are turned, mirrored or halved in size, as is the picture that is wanted of them:
+    such latents are easier for a U-Net to make (Kouzelis et al. 2025, "EQ-VAE", eq. 5).
     """
 
     kl: float = 1e-3
     edges: float = 1.0
     recolour: float = 0.5
+    equivariant: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ SMALL = TextToImageConfig(
     ),
     vae_stage=StageConfig(share=0.18, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
     clip_stage=StageConfig(share=0.14, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
-    unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4),
+    unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4, optimizer="muon"),
 )
 
 TINY = replace(

@@ -30,6 +30,7 @@ from miniai.recipes.style_transfer import feature_network
 from miniai.recipes.training import initial_weights
 from miniai.train.captions import centre_square
 
+WOUND = 0.8  # of the side: what the disc that is emptied to show healing is across, half of the world
 LOST = 4.0  # a cell that holds more, where pictures end at 1: its world has exploded
 
 
@@ -145,7 +146,7 @@ def show(
             frames.append(_large(to_pil(automaton.picture(world))[0], config))
         found[stage] = unlike(world)
         if stage == "grown":
-            world = wounded(world, generator)
+            world = wounded(world, generator, WOUND)
             found["wounded"] = unlike(world)
     save_gif(out / "healing.gif", frames, 40)
     write_json(out / "results.json", found)

@@ -1,6 +1,7 @@
 """Stage 1: an autoencoder learns to put a picture into a few numbers, and back."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 class VAEObjective:
     """Mean absolute error of the pixels and of their edges, and the divergence of the latents from the standard normal
-    (the evidence lower bound with a Laplace likelihood; Kingma and Welling 2014, equation 10, reweighted)."""
+    (the evidence lower bound with a Laplace likelihood; Kingma and Welling 2014, equation 10, reweighted); in some
+    batches latents and pictures are changed alike."""
 
     def __init__(self, weights: VAELossConfig) -> None:
         self.weights = weights
@@ -32,12 +34,32 @@ class VAEObjective:
         assert isinstance(model, AutoencoderKL)
         target = to_float(permute_channels(images, self.weights.recolour, generator))
         latents = model.encode(target)
-        painted = model.decode(latents.sample(generator)).float()
-        pixels = (painted - target).abs().mean()
-        edges = edge_error(painted, target)
+        sampled, wanted = self.disturb(latents.sample(generator), target, generator)
+        painted = model.decode(sampled).float()
+        pixels = (painted - wanted).abs().mean()
+        edges = edge_error(painted, wanted)
         kl = latents.kl().mean() / latents.mean[0].numel()
         loss = pixels + self.weights.edges * edges + self.weights.kl * kl
         return {"loss": loss, "pixels": pixels, "edges": edges, "kl": kl}
+
+    def disturb(
+        self, latents: Float[Tensor, "b c h w"], pictures: Float[Tensor, "b 3 y x"], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoder sees of the latents, and what it must make of that."""
+        if float(torch.rand((), generator=generator, device=generator.device)) >= self.weights.equivariant:
+            return latents, pictures
+        kind = int(torch.randint(0, len(CHANGES), (), generator=generator, device=generator.device))
+        return CHANGES[kind](latents), CHANGES[kind](pictures)
+
+
+# What is done to latents and pictures alike: turned by quarters, mirrored, halved in size.
+CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda maps: maps.rot90(1, (2, 3)),
+    lambda maps: maps.rot90(2, (2, 3)),
+    lambda maps: maps.rot90(3, (2, 3)),
+    lambda maps: maps.flip(3),
+    lambda maps: nn.functional.avg_pool2d(maps, 2),
+)
 
 
 def permute_channels(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -25,7 +26,7 @@ from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
 from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
 from miniai.recipes.unet_stage import init_unet
-from miniai.recipes.vae_stage import VAEObjective, edge_error, permute_channels, standardise_latents, to_float
+from miniai.recipes.vae_stage import CHANGES, VAEObjective, edge_error, permute_channels, standardise_latents, to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -258,6 +259,24 @@ def test_edge_error_sees_a_lost_outline_and_no_change_of_brightness() -> None:
     assert edge_error(a + 0.5, a) == 0
     step = torch.cat([torch.zeros(1, 1, 4, 2), torch.ones(1, 1, 4, 2)], dim=3)
     assert edge_error(step, a) == pytest.approx(0.5 * (4 / 12))
+
+
+@pytest.mark.parametrize("kind", range(len(CHANGES)))
+def test_latents_and_pictures_are_changed_alike(kind: int) -> None:
+    """Means over squares of pixels, as latents, are those of the changed picture after the change."""
+    pictures = torch.rand(2, 3, 32, 32, generator=make_generator(kind))
+    latents = torch.nn.functional.avg_pool2d(pictures, 8)
+    changed, wanted = CHANGES[kind](latents), CHANGES[kind](pictures)
+    assert torch.allclose(changed, torch.nn.functional.avg_pool2d(wanted, 8), atol=1e-6)
+    assert changed.shape != latents.shape or not torch.equal(changed, latents)
+
+
+def test_the_share_of_batches_that_are_changed_is_that_of_the_config() -> None:
+    latents, pictures = torch.rand(1, 4, 4, 4), torch.rand(1, 3, 16, 16)
+    for share in (0.0, 0.25, 1.0):
+        objective, generator = VAEObjective(replace(SMALL.vae_loss, equivariant=share)), make_generator(0)
+        changed = [objective.disturb(latents, pictures, generator)[1] is not pictures for _ in range(400)]
+        assert sum(changed) / 400 == pytest.approx(share, abs=0.06)
 
 
 def test_the_vae_objective_is_its_parts_added_up() -> None:
