@@ -14,7 +14,6 @@ these pictures is taken at three noise levels, the same noise for all. The table
 """
 
 import argparse
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,18 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from trial_parts import (
+    AlignedModel,
+    AlignedObjective,
+    Both,
+    Exchanged,
+    FlowLoss,
+    NoisyVAEObjective,
+    Pooled,
+    encode,
+    mirrored,
+    moved,
+    patches,
+)
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.files import write_json
 from miniai.base.seeds import make_generator
-from miniai.diffusion.objectives import Network, diffusion_loss
 from miniai.diffusion.schedule import NoiseSchedule
-from miniai.diffusion.weighting import Plain
 from miniai.nn.autoencoder import AutoencoderKL
-from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
+from miniai.nn.clip import CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
@@ -63,13 +72,14 @@ class Trial:
     why: str
     config: Callable[[TextToImageConfig], TextToImageConfig] = lambda config: config
     captions: Callable[[CaptionedItem], list[str]] = lambda item: list(item.captions)
-    mirrored: bool = False
+    others: Callable[[Tensor], Tensor] | None = None  # pictures that half of each batch is exchanged for
     alignment: float = 0.0
     flow: bool = False
-    pooled: bool = False
+    listener: Callable[[CLIPTextModel], nn.Module] | None = None
     everyday: bool = False
     vae: Callable[[VAELossConfig], Objective] | None = None
     new_vae: bool = False
+    text_layers: int | None = None
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -82,6 +92,14 @@ def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]
 
 def plain(loss: VAELossConfig) -> VAELossConfig:
     return replace(loss, equivariant=0.0)
+
+
+def channels(n: int) -> Callable[[TextToImageConfig], TextToImageConfig]:
+    return lambda config: replace(
+        config,
+        vae=replace(config.vae, latent_channels=n),
+        unet=replace(config.unet, in_channels=n, out_channels=n),
+    )
 
 
 def larger_latents(config: TextToImageConfig) -> TextToImageConfig:
@@ -134,9 +152,12 @@ TRIALS: dict[str, Trial] = {
         "the same at twice the learning rate",
         stage(optimizer="muon", learning_rate=2 * SMALL.unet_stage.learning_rate),
     ),
-    "mirrored": Trial("half of the pictures are seen in the mirror", mirrored=True),
+    "mirrored": Trial("half of the pictures are seen in the mirror", others=mirrored),
+    "moved": Trial("half of the pictures are turned by up to 10° and shifted by up to 4 pixels", others=moved),
     "flow": Trial("times and weights of rectified flow, logit-normal, for v", flow=True),
-    "pooled": Trial("the U-Net hears of the text its pooled vector alone", pooled=True),
+    "pooled": Trial("the U-Net hears of the text its pooled vector alone", listener=Pooled),
+    "both": Trial("the tokens' vectors and the pooled one", listener=Both),
+    "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
@@ -154,6 +175,8 @@ TRIALS: dict[str, Trial] = {
         vae=lambda loss: VAEObjective(replace(plain(loss), kl=10 * loss.kl)),
     ),
     "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=VAEObjective, new_vae=True),
+    "channels-8": Trial("the same with latents 8×8×8", channels(8), vae=VAEObjective, new_vae=True),
+    "channels-4": Trial("the same with latents 4×8×8", channels(4), vae=VAEObjective, new_vae=True),
     "factor-4": Trial(
         "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=VAEObjective, new_vae=True
     ),
@@ -165,97 +188,6 @@ def without_style(item: CaptionedItem) -> list[str]:
     """The captions that hold none of the words behind the last comma of the first: "…, noto style"."""
     style = item.text.rsplit(", ", 1)[-1].removesuffix(" style")
     return [text for text in item.captions if style not in text] or [item.text]
-
-
-class AlignedModel(TextToImageModel):
-    """With a projection of the U-Net's middle onto what CLIP's image encoder says of each patch."""
-
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, train_text: bool, width: int) -> None:
-        super().__init__(unet, text_encoder, train_text)
-        channels = unet.config.block_out_channels[-1]
-        self.project = nn.Sequential(nn.Linear(channels, 256), nn.SiLU(), nn.Linear(256, width))
-        self.middle: Tensor | None = None
-        unet.mid_block.register_forward_hook(self.keep)
-
-    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.middle = output
-
-
-class AlignedObjective:
-    """The diffusion loss, less `weight` times the cosine of projected middle and patches (Yu et al. 2024, eq. 8)."""
-
-    def __init__(self, objective: TextToImageObjective, weight: float) -> None:
-        self.objective, self.weight = objective, weight
-
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(model, AlignedModel)
-        loss = self.objective(model, batch[:3], generator)
-        assert model.middle is not None
-        said = model.project(model.middle.float().flatten(2).transpose(1, 2))
-        cosine = F.cosine_similarity(said, batch[3].float(), dim=-1).mean()
-        return {"loss": loss - self.weight * cosine, "diffusion": loss, "cosine": cosine}
-
-
-class Pooled(nn.Module):
-    """A text encoder that says of a text one vector, its last token's, in place of one for each token."""
-
-    def __init__(self, text_encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.tokens = text_encoder
-
-    def forward(self, ids: Tensor) -> CLIPTextOutput:
-        said = self.tokens(ids)
-        return replace(said, last_hidden_state=said.pooled[:, None])
-
-
-class FlowLoss:
-    """Rectified flow's loss for a network that predicts v (Esser et al. 2024, eqs. 2 and 19): its time of a noise level
-    is sigma / (1 + sigma), sigma being noise over signal; times are logit-normal."""
-
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        self.schedule = schedule
-        sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).double().sqrt()
-        self.times = sigma / (1 + sigma)
-
-    def __call__(self, network: Network, batch: tuple[Tensor, Any], generator: torch.Generator) -> Tensor:
-        x0, condition = batch
-        place = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
-        time = torch.sigmoid(torch.special.ndtri(place.double().clamp(1e-6, 1 - 1e-6)))
-        t = torch.searchsorted(self.times, time).clamp(max=len(self.times) - 1)
-        return diffusion_loss(
-            *(network, x0, self.schedule.alpha_bar, "v_prediction"),
-            gamma=None,
-            generator=generator,
-            t=t,
-            condition=condition,
-            weight=Plain("flow"),
-        )
-
-
-class NoisyVAEObjective(VAEObjective):
-    """With noise on the latents, of a deviation beside that of all latents that is drawn for each picture between 0 and
-    `noise`."""
-
-    def __init__(self, weights: VAELossConfig, noise: float) -> None:
-        super().__init__(weights)
-        self.noise = noise
-
-    def disturb(self, latents: Tensor, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        latents, pictures = super().disturb(latents, pictures, generator)
-        drawn = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, generator=generator)
-        deviation = latents.std(dim=(0, 2, 3), keepdim=True).detach()
-        return latents + self.noise * deviation * drawn.to(latents.device), pictures
-
-
-class Mirrored:
-    """Passes each batch on with half of its latents exchanged for those of the mirror images."""
-
-    def __init__(self, objective: TextToImageObjective) -> None:
-        self.objective = objective
-
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        flip = torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5
-        return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
 
 
 @dataclass(frozen=True)
@@ -284,10 +216,13 @@ class Bench:
         images = load_images(folder.train, self.config.image_size)
         save_clip(self.out / "clip", train_clip(self.config, images, captions, tokenizer, run, 0), tokenizer)
 
-    def text_encoder(self) -> tuple[CLIPTextModel, CLIPTokenizer, CLIPModel]:
+    def text_encoder(self, n_layers: int | None) -> tuple[CLIPTextModel, CLIPTokenizer, CLIPModel]:
+        """With the first `n_layers` of CLIP's, or all."""
         clip, tokenizer = load_clip(self.out / "clip")
-        text_encoder = CLIPTextModel(clip.config.text_config)
-        text_encoder.text_model = copy.deepcopy(clip.text_model)
+        config = clip.config.text_config
+        text_encoder = CLIPTextModel(replace(config, num_hidden_layers=n_layers or config.num_hidden_layers))
+        known = text_encoder.text_model.state_dict()
+        text_encoder.text_model.load_state_dict({k: v for k, v in clip.text_model.state_dict().items() if k in known})
         return text_encoder, tokenizer, clip
 
     def run(self, name: str) -> dict[str, Any]:
@@ -303,7 +238,7 @@ class Bench:
                 vae = AutoencoderKL(config.vae).to(self.device)
         else:
             vae = read_folder(PACKAGED, torch.float32, self.device).vae
-        text_encoder, tokenizer, clip = self.text_encoder()
+        text_encoder, tokenizer, clip = self.text_encoder(trial.text_layers)
         folder = read_captioned_folder(self.more if trial.everyday else self.data)
         images = load_images(folder.train, config.image_size)
         if trial.vae is not None:
@@ -318,15 +253,15 @@ class Bench:
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
             unet = init_unet(UNet2DConditionModel(config.unet))
-            listener: Any = Pooled(text_encoder) if trial.pooled else text_encoder
+            listener: Any = text_encoder if trial.listener is None else trial.listener(text_encoder)
             model = TextToImageModel(unet, listener, config.train_text)
         objective: Any = TextToImageObjective(config, data, self.device)
         if trial.flow:
             objective.diffusion = FlowLoss(NoiseSchedule(config.schedule))
         tensors: tuple[Tensor, ...] = (data.latents, data.rows, data.counts)
-        if trial.mirrored:
-            tensors += (encode(vae, images.flip(-1), self.device),)
-            objective = Mirrored(objective)
+        if trial.others is not None:
+            tensors += (encode(vae, trial.others(images), self.device),)
+            objective = Exchanged(objective)
         if trial.alignment:
             tensors += (patches(clip.to(self.device), images, self.device),)
             model = AlignedModel(unet, text_encoder, config.train_text, tensors[3].shape[-1])
@@ -336,7 +271,7 @@ class Bench:
         run_stage(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed)
         errors = self.errors(config, model.unet, model.text_encoder, tokenizer, vae)
         result = {"name": name, "why": trial.why, **stage_run.record(), **errors}
-        if not trial.pooled:  # no model folder says so of a text encoder: its errors alone are measured
+        if trial.listener is None:  # no model folder says so of a text encoder: its errors alone are measured
             scheduler = scheduler_config(config)
             parts = Components(tokenizer, text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
             write_folder(place / "model", parts)
@@ -373,19 +308,6 @@ class Bench:
             found["errors"][str(level)] = float((estimate - x0).square().mean())
             found["pixel_errors"][str(level)] = float((decoded - to_float(pictures)).square().mean())
         return found
-
-
-@torch.no_grad()
-def encode(vae: Any, images: Tensor, device: torch.device) -> Tensor:
-    return torch.cat([vae.encode(to_float(part.to(device))).mode().cpu() for part in images.split(128)])
-
-
-@torch.no_grad()
-def patches(clip: CLIPModel, images: Tensor, device: torch.device) -> Tensor:
-    """What CLIP's image encoder says of each patch, (n, patches, width), in float16."""
-    vision = clip.vision_model
-    inputs = (vision.pre_layrnorm(vision.embeddings(to_float(part.to(device)))) for part in images.split(256))
-    return torch.cat([vision.encoder(x, None)[-1][:, 1:].half().cpu() for x in inputs])
 
 
 def table(results: list[Mapping[str, Any]]) -> str:

@@ -1,0 +1,147 @@
+"""What `trials.py` puts in place of parts of the text-to-image recipe, one class or function for each trial."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from miniai.base.images import to_pil, to_tensor
+from miniai.base.seeds import make_generator
+from miniai.diffusion.objectives import Network, diffusion_loss
+from miniai.diffusion.schedule import NoiseSchedule
+from miniai.diffusion.weighting import Plain
+from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
+from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.text_to_image_config import VAELossConfig
+from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective
+from miniai.recipes.vae_stage import VAEObjective, to_float
+
+
+class AlignedModel(TextToImageModel):
+    """With a projection of the U-Net's middle onto what CLIP's image encoder says of each patch."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, train_text: bool, width: int) -> None:
+        super().__init__(unet, text_encoder, train_text)
+        channels = unet.config.block_out_channels[-1]
+        self.project = nn.Sequential(nn.Linear(channels, 256), nn.SiLU(), nn.Linear(256, width))
+        self.middle: Tensor | None = None
+        unet.mid_block.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.middle = output
+
+
+class AlignedObjective:
+    """The diffusion loss, less `weight` times the cosine of projected middle and patches (Yu et al. 2024, eq. 8)."""
+
+    def __init__(self, objective: TextToImageObjective, weight: float) -> None:
+        self.objective, self.weight = objective, weight
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> dict[str, Tensor]:
+        assert isinstance(model, AlignedModel)
+        loss = self.objective(model, batch[:3], generator)
+        assert model.middle is not None
+        said = model.project(model.middle.float().flatten(2).transpose(1, 2))
+        cosine = F.cosine_similarity(said, batch[3].float(), dim=-1).mean()
+        return {"loss": loss - self.weight * cosine, "diffusion": loss, "cosine": cosine}
+
+
+class Pooled(nn.Module):
+    """A text encoder that says of a text one vector, its last token's, in place of one for each token."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokens = text_encoder
+
+    def forward(self, ids: Tensor) -> CLIPTextOutput:
+        said = self.tokens(ids)
+        return replace(said, last_hidden_state=said.pooled[:, None])
+
+
+class Both(Pooled):
+    """The same vector after those of the tokens."""
+
+    def forward(self, ids: Tensor) -> CLIPTextOutput:
+        said = self.tokens(ids)
+        return replace(said, last_hidden_state=torch.cat([said.last_hidden_state, said.pooled[:, None]], dim=1))
+
+
+class FlowLoss:
+    """Rectified flow's loss for a network that predicts v (Esser et al. 2024, eqs. 2 and 19): its time of a noise level
+    is sigma / (1 + sigma), sigma being noise over signal; times are logit-normal."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).double().sqrt()
+        self.times = sigma / (1 + sigma)
+
+    def __call__(self, network: Network, batch: tuple[Tensor, Any], generator: torch.Generator) -> Tensor:
+        x0, condition = batch
+        place = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
+        time = torch.sigmoid(torch.special.ndtri(place.double().clamp(1e-6, 1 - 1e-6)))
+        t = torch.searchsorted(self.times, time).clamp(max=len(self.times) - 1)
+        return diffusion_loss(
+            *(network, x0, self.schedule.alpha_bar, "v_prediction"),
+            gamma=None,
+            generator=generator,
+            t=t,
+            condition=condition,
+            weight=Plain("flow"),
+        )
+
+
+class NoisyVAEObjective(VAEObjective):
+    """With noise on the latents, of a deviation beside that of all latents that is drawn for each picture between 0 and
+    `noise`."""
+
+    def __init__(self, weights: VAELossConfig, noise: float) -> None:
+        super().__init__(weights)
+        self.noise = noise
+
+    def disturb(self, latents: Tensor, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        latents, pictures = super().disturb(latents, pictures, generator)
+        drawn = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        deviation = latents.std(dim=(0, 2, 3), keepdim=True).detach()
+        return latents + self.noise * deviation * drawn.to(latents.device), pictures
+
+
+class Exchanged:
+    """Passes each batch on with half of its latents exchanged for those of the other pictures: mirror images, or such
+    as are moved."""
+
+    def __init__(self, objective: TextToImageObjective) -> None:
+        self.objective = objective
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        flip = torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5
+        return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
+
+
+def mirrored(images: Tensor) -> Tensor:
+    return images.flip(-1)
+
+
+def moved(images: Tensor) -> Tensor:
+    """Each picture turned by up to 10 degrees and shifted by up to 4 pixels each way, on white."""
+    draws = 2 * torch.rand(len(images), 3, generator=make_generator(0)) - 1
+    found = []
+    for picture, (turn, right, down) in zip(to_pil(to_float(images)), draws.tolist(), strict=True):
+        way = (round(4 * right), round(4 * down))
+        found.append(picture.rotate(10 * turn, Image.Resampling.BICUBIC, translate=way, fillcolor="white"))
+    return ((to_tensor(found) + 1) * 127.5).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def encode(vae: Any, images: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([vae.encode(to_float(part.to(device))).mode().cpu() for part in images.split(128)])
+
+
+@torch.no_grad()
+def patches(clip: CLIPModel, images: Tensor, device: torch.device) -> Tensor:
+    """What CLIP's image encoder says of each patch, (n, patches, width), in float16."""
+    vision = clip.vision_model
+    inputs = (vision.pre_layrnorm(vision.embeddings(to_float(part.to(device)))) for part in images.split(256))
+    return torch.cat([vision.encoder(x, None)[-1][:, 1:].half().cpu() for x in inputs])
