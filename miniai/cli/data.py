@@ -40,6 +40,9 @@ def emoji(
     colours: Annotated[
         bool, typer.Option(help="Draw two things in five once more, in another colour: a blue elephant, a red cat.")
     ] = False,
+    skin_tones: Annotated[
+        bool, typer.Option(help="Draw hands and people in five skin tones as well, beside the yellow ones.")
+    ] = False,
     everyday_weight: Annotated[
         int, typer.Option(help="Times that a caption in everyday words (bee, for honeybee) counts, 1 to 20.")
     ] = 1,
@@ -56,6 +59,7 @@ def emoji(
         n_jobs=jobs,
         combined=combinations,
         recoloured=colours,
+        skin_tones=skin_tones,
         everyday_weight=everyday_weight,
         **chosen,
     )

@@ -30,6 +30,7 @@ from miniai.recipes.emoji_concepts import (
     known_groups,
     match_icons,
     read_concepts,
+    without_tone,
 )
 from miniai.recipes.emoji_drawing import renderer
 from miniai.recipes.emoji_folder import Picture, new_folder, render_all, write_metadata
@@ -85,6 +86,7 @@ def build_emoji(
     *,
     combined: bool = False,
     recoloured: bool = False,
+    skin_tones: bool = False,
     everyday_weight: int = 1,
     sources: Mapping[str, Source] | None = None,
     emojibase: Source = EMOJIBASE,
@@ -101,6 +103,7 @@ def build_emoji(
     n_jobs: rendering threads
     combined: draw faces that wear things as well: see `miniai.recipes.emoji_combinations`
     recoloured: draw some things in another colour as well: see `miniai.recipes.emoji_colours`
+    skin_tones: draw hands and people in the five skin tones as well, beside the yellow ones
     everyday_weight: how many times captions in everyday words stand in a picture's list, 1 to 20: training shows them
         as much more often
     sources, emojibase: the packages to read instead of the pinned ones
@@ -113,11 +116,11 @@ def build_emoji(
     if not 1 <= everyday_weight <= MAX_WEIGHT:
         raise UserError(f"a weight of {everyday_weight} for everyday words is out of range; give 1 to {MAX_WEIGHT}")
     cache = cache or default_cache()
-    concepts, matches = _read_sources(styles, packages, emojibase, cache)
+    concepts, matches = _read_sources(styles, packages, emojibase, cache, skin_tones)
     chosen = choose(concepts, groups)
     _check_groups(groups, concepts)
     icons = {style: matches[style].icons for style in styles}
-    known = chosen
+    known = [concept for concept in chosen if without_tone(concept.hexcode) == concept.hexcode]
     if combined:
         chosen, icons = _with_more(chosen, icons, lambda free, style: combinations(known, free))
     if recoloured:
@@ -130,12 +133,12 @@ def build_emoji(
         reports = {s: _style_report(s, pictures, kept, len(matches[s].unmatched)) for s in styles}
         write_metadata(folder, kept, packages, everyday_weight)
         used = {style: packages[style] for style in styles}
-        (folder / "README.md").write_text(
-            data_card(used, emojibase, {s: asdict(r) for s, r in reports.items()}, groups, size, combined, recoloured),
-            encoding="utf-8",
-        )
+        counts = {style: asdict(report) for style, report in reports.items()}
+        card = data_card(used, emojibase, counts, groups, size, combined, recoloured, skin_tones)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         made_of: dict[str, object] = {"size": size, "groups": list(groups) if groups is not None else None}
-        made_of |= {"combinations": combined, "colours": recoloured, "everyday_weight": everyday_weight}
+        made_of |= {"combinations": combined, "colours": recoloured, "skin_tones": skin_tones}
+        made_of |= {"everyday_weight": everyday_weight}
         _write_record(folder, made_of, used, emojibase, reports)
     return EmojiReport(out, reports)
 
@@ -171,7 +174,7 @@ def _check_groups(groups: Sequence[str] | None, concepts: Sequence[Concept]) -> 
 
 
 def _read_sources(
-    styles: Sequence[str], packages: Mapping[str, Source], emojibase: Source, cache: Path
+    styles: Sequence[str], packages: Mapping[str, Source], emojibase: Source, cache: Path, skin_tones: bool
 ) -> tuple[list[Concept], dict[str, Matches]]:
     """All concepts, and for each style which icon draws which of them."""
     base = fetch(emojibase, cache)
@@ -179,7 +182,7 @@ def _read_sources(
     for file in EMOJIBASE_FILES[:3]:
         if file not in data:
             raise UserError(f"{base}: {file} is missing in the package")
-    concepts = read_concepts(data)
+    concepts = read_concepts(data, skin_tones)
     matches = {}
     for style in styles:
         tarball = fetch(packages[style], cache)
@@ -206,8 +209,9 @@ def _with_more(
 
 
 def is_held_out(hexcode: str, style: str) -> bool:
-    """Whether this drawing is kept out of all training: 5 % of (concept, style) pairs, the same in every build."""
-    digest = hashlib.sha256(f"{hexcode}/{style}".encode()).digest()
+    """Whether this drawing is kept out of all training: 5 % of (concept, style) pairs, the same in every build; a hand
+    in all its skin tones or in none."""
+    digest = hashlib.sha256(f"{without_tone(hexcode)}/{style}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
 

@@ -71,6 +71,7 @@ UNCOUNTED = frozenset(
         "delicious", "wrong", "right", "hello", "sleep", "100", "beetroot", "salad",
     }
 )  # fmt: skip
+SKIN = re.compile(r"(.+), ((?:medium-)?light|medium|(?:medium-)?dark) skin tone")
 BARE = ("flag of ", "keycap ", "no ", "thumbs ", "input ")
 THE = ("statue of liberty", "milky way", "wheel of dharma", "star of david")
 
@@ -119,7 +120,10 @@ def with_article(label: str) -> str:
 
 
 def _everyday(concept: Concept) -> tuple[str, ...]:
-    """What else people call it; of a coloured thing with its colour before it, unless the name has another."""
+    """What else people call it; of a coloured thing with its colour before it, unless the name has another; of a hand
+    with its skin tone behind it."""
+    if match := SKIN.fullmatch(concept.label):
+        return tuple(f"{name}, {match[2]} skin tone" for name in EVERYDAY.get(match[1], ()))
     if concept.group != COLOURS:
         return EVERYDAY.get(concept.label, ())
     names = EVERYDAY.get(concept.label.removeprefix(f"{concept.subgroup} "), ())
@@ -134,6 +138,8 @@ def _natural(concept: Concept, style: str) -> str:
         return with_article(label.replace(" with ", f" {word} "))
     if concept.group == COLOURS:
         return f"{with_article(label.removeprefix(f'{concept.subgroup} '))} in {concept.subgroup}"
+    if match := SKIN.fullmatch(label):
+        return f"{with_article(match[1])} with {match[2]} skin"
     if concept.subgroup in SMILEYS and re.search(r"\bface\b", label):
         return with_article(re.sub(r"\bface\b", "smiley", label))
     if concept.group == "animals-nature" and label.endswith(" face"):

@@ -20,6 +20,7 @@ def data_card(
     size: int,
     combined: bool = False,
     recoloured: bool = False,
+    skin_tones: bool = False,
 ) -> str:
     """The card as Markdown. `counts[style]` has n_train, n_test, n_unmatched and n_left_out."""
     n_train = sum(c["n_train"] for c in counts.values())
@@ -30,6 +31,7 @@ def data_card(
     never = (
         "\n**This folder is never trained on** (share-alike licence): all of it is in `test/`, for comparison only.\n"
     )
+    tones = "with" if skin_tones else "without"
     together = (
         "\n**Combinations** (group `combinations`) are faces that wear a thing, both drawn by the same style and put\n"
         "together here; nothing held out is in those that train, and one pair in twenty is held out in every style.\n"
@@ -40,7 +42,7 @@ def data_card(
     )
     return f"""# Emoji, with captions
 {never if separate else ""}
-{n_train + n_test:,} pictures of {size}x{size} pixels on white, without skin-tone variants: {n_train:,} to train on,
+{n_train + n_test:,} pictures of {size}x{size} pixels on white, {tones} skin-tone variants: {n_train:,} to train on,
 {n_test:,} held out. Groups: {", ".join(groups) if groups is not None else "all"}. Built by `miniai data emoji`.
 
 `train/metadata.jsonl` and `test/metadata.jsonl` have one line a picture: `file_name`, `text` (the main caption),

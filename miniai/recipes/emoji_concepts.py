@@ -22,6 +22,7 @@ EMOJIBASE_FILES = (
     *(f"en/shortcodes/{name}.json" for name in SHORTCODES),
 )
 NO_PICTURE = "component"  # skin-tone swatches and hair pieces: parts of emoji, not emoji
+SKIN_TONES = tuple(f"{code:X}" for code in range(0x1F3FB, 0x1F400))  # behind the code point whose skin they colour
 
 # Groups and subgroups that `groups=("core",)` stands for, and what it leaves out (subgroups or labels, as patterns).
 CORE_GROUPS = (
@@ -38,7 +39,7 @@ CORE_EXCLUDED = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji without its skin-tone variants. `hexcode` is without FE0F, `label` is lower-case words."""
+    """One emoji, or one with a skin tone. `hexcode` is without FE0F, `label` is lower-case words."""
 
     hexcode: str
     label: str
@@ -74,6 +75,11 @@ def plain_hexcode(hexcode: str) -> str:
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
+def without_tone(hexcode: str) -> str:
+    """The code points of the emoji that this one is a skin-tone variant of; its own if it is none."""
+    return "-".join(part for part in hexcode.split("-") if part not in SKIN_TONES)
+
+
 def plain_label(label: str) -> str:
     """The label as lower-case words: "flag: Côte d’Ivoire" becomes "flag of côte d'ivoire"."""
     text = label.lower().replace("’", "'").replace("“", "").replace("”", "").replace("&", "and")
@@ -90,8 +96,12 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text).strip("-")
 
 
-def read_concepts(emojibase: Mapping[str, Any]) -> list[Concept]:
-    """The concepts in emojibase's order, from its parsed files (`EMOJIBASE_FILES`)."""
+def read_concepts(emojibase: Mapping[str, Any], skin_tones: bool = False) -> list[Concept]:
+    """The concepts in emojibase's order, from its parsed files (`EMOJIBASE_FILES`).
+
+    `skin_tones` adds the variants in one tone each, with the tags of what they are variants of: "waving hand, dark skin
+    tone". Couples in two tones are left out.
+    """
     names = emojibase["meta/groups.json"]
     unicode_names = {plain_hexcode(code): name for code, name in emojibase["meta/unicode-names.json"].items()}
     shortcodes: dict[str, list[str]] = {}
@@ -103,17 +113,19 @@ def read_concepts(emojibase: Mapping[str, Any]) -> list[Concept]:
         group = names["groups"].get(str(entry.get("group")), NO_PICTURE)
         if group == NO_PICTURE:
             continue
-        code = plain_hexcode(entry["hexcode"])
-        concepts.append(
-            Concept(
-                hexcode=code,
-                label=plain_label(entry["label"]),
-                tags=tuple(dict.fromkeys(plain_label(tag) for tag in entry.get("tags", []))),
-                group=group,
-                subgroup=names["subgroups"][str(entry["subgroup"])],
-                names=(entry["label"], unicode_names.get(code, ""), *shortcodes.get(code, ())),
+        toned = [one for one in entry.get("skins", []) if isinstance(one.get("tone"), int)] if skin_tones else []
+        for one in (entry, *toned):
+            code = plain_hexcode(one["hexcode"])
+            concepts.append(
+                Concept(
+                    hexcode=code,
+                    label=plain_label(one["label"]),
+                    tags=tuple(dict.fromkeys(plain_label(tag) for tag in entry.get("tags", []))),
+                    group=group,
+                    subgroup=names["subgroups"][str(entry["subgroup"])],
+                    names=(one["label"], unicode_names.get(code, ""), *shortcodes.get(code, ())),
+                )
             )
-        )
     return concepts
 
 
