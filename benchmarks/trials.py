@@ -3,6 +3,7 @@
     miniai data emoji --out data/emoji-core --styles noto,twemoji,fluent-emoji-flat --groups core
     miniai data emoji --out data/emoji-everyday --styles noto,twemoji,fluent-emoji-flat \\
         --groups "core,hand-*,hands" --combinations --colours                           for the trial `everyday`
+    miniai data openclipart --out data/clipart                                     for the trial `clipart`
     python benchmarks/trials.py --data data/emoji-core --out runs/trials            all of them, those done are kept
     python benchmarks/trials.py --data data/emoji-core --out runs/trials labels muon   these alone
     python benchmarks/trials.py --list
@@ -77,6 +78,7 @@ class Trial:
     flow: bool = False
     listener: Callable[[CLIPTextModel], nn.Module] | None = None
     everyday: bool = False
+    clipart: bool = False
     vae: Callable[[VAELossConfig], Objective] | None = None
     new_vae: bool = False
     text_layers: int | None = None
@@ -159,6 +161,7 @@ TRIALS: dict[str, Trial] = {
     "both": Trial("the tokens' vectors and the pooled one", listener=Both),
     "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
+    "clipart": Trial("1,207 pieces of clip art more, a style of their own", clipart=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
     "vae-equivariant": Trial(
@@ -196,6 +199,7 @@ class Bench:
 
     data: Path
     more: Path
+    clipart: Path
     out: Path
     steps: int
     clip_steps: int
@@ -239,8 +243,9 @@ class Bench:
         else:
             vae = read_folder(PACKAGED, torch.float32, self.device).vae
         text_encoder, tokenizer, clip = self.text_encoder(trial.text_layers)
-        folder = read_captioned_folder(self.more if trial.everyday else self.data)
-        images = load_images(folder.train, config.image_size)
+        items = read_captioned_folder(self.more if trial.everyday else self.data).train
+        items += read_captioned_folder(self.clipart).train if trial.clipart else ()
+        images = load_images(items, config.image_size)
         if trial.vae is not None:
             channels_last(vae).train().requires_grad_(True)
             vae_run = StageRun("vae", place / "vae", self.device, None, self.vae_steps)
@@ -249,7 +254,7 @@ class Bench:
             run_stage(vae_run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
             standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
             vae.eval().requires_grad_(False)
-        captions = [trial.captions(item) for item in folder.train]
+        captions = [trial.captions(item) for item in items]
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
             unet = init_unet(UNet2DConditionModel(config.unet))
@@ -333,6 +338,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-core"))
     parser.add_argument("--more", type=Path, default=Path("data/emoji-everyday"), help="for the trial `everyday`")
+    parser.add_argument("--clipart", type=Path, default=Path("data/clipart"), help="for the trial `clipart`")
     parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     parser.add_argument("--steps", type=int, default=400, help="batches of 128 pictures that each sees")
     parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
@@ -349,9 +355,8 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no trial {unknown[0]}: see --list")
     device = pick_device(asked.device)
-    bench = Bench(
-        asked.data, asked.more, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE
-    )
+    sets = (asked.data, asked.more, asked.clipart)
+    bench = Bench(*sets, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE)
     bench.prepare()
     write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
     for name in asked.names or TRIALS:

@@ -66,6 +66,25 @@ def emoji(
     typer.echo(f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out")
 
 
+@app.command("openclipart")
+def openclipart(
+    out: Annotated[Path, typer.Option(help="Folder to build; a set built there before is replaced.")],
+    svgs: Annotated[
+        Path | None, typer.Option(help="The library's folder `svg`.", show_default="Debian's, of openclipart-svg")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Edge of the pictures, 16 to 1024 pixels.")] = 64,
+    jobs: Annotated[int, typer.Option(help="Drawing threads.")] = 2,
+) -> None:
+    """Build a set of captioned clip art, in the public domain, from the Open Clip Art Library's drawings."""
+    from miniai.recipes.openclipart import DEBIAN, build_openclipart
+
+    report = build_openclipart(out, svgs or DEBIAN, size, jobs)
+    typer.echo(
+        f"{report.out}: {report.n_train:,} pictures to train on, {report.n_test:,} held out; "
+        f"{report.n_left_out:,} files left out"
+    )
+
+
 @app.command("fashion-mnist")
 def fashion_mnist(
     data: Annotated[

@@ -8,7 +8,6 @@ a data card `README.md`, and `emoji.json`, the record of what it was built from.
 or the hour.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +31,7 @@ from miniai.recipes.emoji_concepts import (
     read_concepts,
     without_tone,
 )
-from miniai.recipes.emoji_drawing import renderer
-from miniai.recipes.emoji_folder import Picture, new_folder, render_all, write_metadata
+from miniai.recipes.emoji_folder import Picture, check_folder, falls_out, new_folder, render_all, write_metadata
 from miniai.recipes.emoji_sources import (
     EMOJIBASE,
     SEPARATE_STYLES,
@@ -45,8 +43,6 @@ from miniai.recipes.emoji_sources import (
 )
 
 RECORD = "emoji.json"  # its presence says that a folder was built here and may be replaced
-HELD_OUT_SHARE = 0.05
-SIZES = (16, 1024)
 MAX_WEIGHT = 20  # of captions in everyday words
 
 
@@ -156,15 +152,7 @@ def _check_request(out: Path, styles: Sequence[str], size: int, n_jobs: int, pac
         raise UserError(
             f"{separate[0]} is CC BY-SA and is never mixed with other styles: build it alone, in a folder of its own"
         )
-    if n_jobs < 1:
-        raise UserError(f"{n_jobs} jobs draw nothing; give 1 or more")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"size {size} is out of range; give {SIZES[0]} to {SIZES[1]} pixels")
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} is a file or a link; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise UserError(f"{out} holds files that were not built here and is left alone; name a new folder")
-    renderer()
+    check_folder(out, RECORD, size, n_jobs)
 
 
 def _check_groups(groups: Sequence[str] | None, concepts: Sequence[Concept]) -> None:
@@ -211,8 +199,7 @@ def _with_more(
 def is_held_out(hexcode: str, style: str) -> bool:
     """Whether this drawing is kept out of all training: 5 % of (concept, style) pairs, the same in every build; a hand
     in all its skin tones or in none."""
-    digest = hashlib.sha256(f"{without_tone(hexcode)}/{style}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+    return falls_out(f"{without_tone(hexcode)}/{style}")
 
 
 def _split(concepts: Iterable[Concept], icons: Mapping[str, Mapping[str, Icon]]) -> list[Picture]:

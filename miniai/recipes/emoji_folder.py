@@ -6,12 +6,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -20,8 +20,14 @@ from miniai.base.errors import UserError
 from miniai.base.files import make_folder
 from miniai.recipes.emoji_captions import captions
 from miniai.recipes.emoji_concepts import Concept, Icon
-from miniai.recipes.emoji_drawing import render
+from miniai.recipes.emoji_drawing import render, renderer
 from miniai.recipes.emoji_sources import Source
+
+SIZES = (16, 1024)
+HELD_OUT_SHARE = 0.05
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,20 @@ class Picture:
         return f"{self.style}/{self.concept.hexcode.lower()}.png"
 
 
+def check_folder(out: Path, record: str, size: int, n_jobs: int) -> None:
+    """Refuse what cannot be built, before anything is. `record` is the file whose presence says that a folder was built
+    here and may be replaced."""
+    if n_jobs < 1:
+        raise UserError(f"{n_jobs} jobs draw nothing; give 1 or more")
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(f"size {size} is out of range; give {SIZES[0]} to {SIZES[1]} pixels")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} is a file or a link; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / record).is_file():
+        raise UserError(f"{out} holds files that were not built here and is left alone; name a new folder")
+    renderer()
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to build a set in, beside `out`; it takes the place of `out` if all went well, and else it is gone."""
@@ -49,6 +69,22 @@ def new_folder(out: Path) -> Iterator[Path]:
         _put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def falls_out(name: str) -> bool:
+    """Whether what has this name is one of the 5 % that are held out: by a hash, the same in every build."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def in_parallel(make: Callable[[Item], Made], items: Sequence[Item], n_jobs: int, progress: bool) -> list[Made]:
+    """What `make` makes of each, in threads: the renderer lets go of the interpreter. Ctrl-C stops it at once."""
+    with ThreadPoolExecutor(n_jobs) as pool:
+        making = pool.map(make, items)
+        try:
+            return list(tqdm(making, total=len(items), desc="drawing", unit="picture", disable=not progress))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # not after the queue
 
 
 def _render_to(path: Path, picture: Picture, size: int) -> str:
@@ -70,12 +106,8 @@ def render_all(pictures: Iterable[Picture], folder: Path, size: int, n_jobs: int
     paths = [folder / picture.split / picture.file_name for picture in wanted]
     for parent in {path.parent for path in paths}:
         make_folder(parent)
-    with ThreadPoolExecutor(n_jobs) as pool:  # the renderer lets go of the interpreter, so threads are enough
-        drawing = pool.map(_render_to, paths, wanted, repeat(size))
-        try:
-            digests = list(tqdm(drawing, total=len(wanted), desc="drawing", unit="picture", disable=not progress))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C: at once, not after the queue
+    pairs = list(zip(paths, wanted, strict=True))
+    digests = in_parallel(lambda pair: _render_to(*pair, size), pairs, n_jobs, progress)
     trained = {digest for picture, digest in zip(wanted, digests, strict=True) if picture.split == "train"}
     kept = []
     for picture, path, digest in zip(wanted, paths, digests, strict=True):
