@@ -14,8 +14,9 @@ from miniai.recipes.emoji_combinations import GROUP as COMBINATIONS
 from miniai.recipes.emoji_concepts import Concept
 from miniai.recipes.emoji_everyday import EVERYDAY
 
-MAX_CAPTIONS = 15
+MAX_CAPTIONS = 20
 MAX_TAGS = 8
+MAX_EVERYDAY = 4
 
 STYLE_WORDS = {
     "noto": "noto",
@@ -77,7 +78,7 @@ THE = ("statue of liberty", "milky way", "wheel of dharma", "star of david")
 
 
 def captions(concept: Concept, style: str, everyday_weight: int = 1) -> list[str]:
-    """Eight to fifteen different captions of `concept` in `style`; the first is "<label>, <style words> style".
+    """Eight to twenty different captions of `concept` in `style`; the first is "<label>, <style words> style".
 
     Those in everyday words stand `everyday_weight` times in the list, so that training shows them as much more often.
     """
@@ -92,7 +93,7 @@ def captions(concept: Concept, style: str, everyday_weight: int = 1) -> list[str
     found = [label + end, label, thing + end, thing, media[0] + end, media[1]]
     if natural:
         found += [natural + end, natural]
-    names = _shuffled(_everyday(concept), concept, style, "everyday")[:2]
+    names = _shuffled(_everyday(concept), concept, style, "everyday")[:MAX_EVERYDAY]
     everyday = [with_article(name) + ending for name in names for ending in (end, "")]
     found += everyday
     if tags:
