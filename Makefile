@@ -12,7 +12,7 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints
 install: $(VENV)/.installed
 
 # torch first, by its exact version: asked for so, pip takes the CPU build where there is one at hand.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt miniai/__init__.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "miniai needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(shell grep '^torch==' constraints.txt)

@@ -116,7 +116,7 @@ class Exchanged:
         self.objective = objective
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        flip = torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5
+        flip = (torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5).to(batch[0].device)
         return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
 
 

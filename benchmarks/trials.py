@@ -39,7 +39,7 @@ from trial_parts import (
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
-from miniai.base.files import write_json
+from miniai.base.files import make_folder, write_json
 from miniai.base.seeds import make_generator
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
@@ -160,7 +160,7 @@ TRIALS: dict[str, Trial] = {
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", listener=Pooled),
     "both": Trial("the tokens' vectors and the pooled one", listener=Both),
     "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
-    "everyday": Trial("1,484 pictures more: hands, combinations, colours; and everyday names", everyday=True),
+    "everyday": Trial("1,484 pictures more: hands, combinations, colours", everyday=True),
     "clipart": Trial("1,207 pieces of clip art more, a style of their own", clipart=True),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
@@ -229,31 +229,41 @@ class Bench:
         text_encoder.text_model.load_state_dict({k: v for k, v in clip.text_model.state_dict().items() if k in known})
         return text_encoder, tokenizer, clip
 
-    def run(self, name: str) -> dict[str, Any]:
-        """Train, unless it is done, and measure."""
-        trial, place = TRIALS[name], self.out / name
-        if (place / "trial.json").is_file():
-            return json.loads((place / "trial.json").read_text())
-        place.mkdir(parents=True, exist_ok=True)
-        print(f"{name}: {trial.why}", flush=True)
-        config = trial.config(self.config)
+    @property
+    def settings(self) -> dict[str, int]:
+        """What must be the same for figures to be compared."""
+        return {"steps": self.steps, "clip_steps": self.clip_steps, "vae_steps": self.vae_steps}
+
+    def vae(self, trial: Trial, config: TextToImageConfig, images: Tensor, place: Path) -> AutoencoderKL:
+        """The packaged one or a new one, trained as the trial says."""
         if trial.new_vae:
             with initial_weights(config.seed):
                 vae = AutoencoderKL(config.vae).to(self.device)
         else:
             vae = read_folder(PACKAGED, torch.float32, self.device).vae
+        if trial.vae is not None:
+            channels_last(vae).train().requires_grad_(True)
+            rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
+            run = StageRun("vae", place, self.device, None, self.vae_steps)
+            vae_stage = replace(config.vae_stage, learning_rate=rate)
+            run_stage(run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
+            standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
+            vae.eval().requires_grad_(False)
+        return vae
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Train, unless it is done, and measure."""
+        trial, place = TRIALS[name], self.out / name
+        if (place / "trial.json").is_file():
+            return json.loads((place / "trial.json").read_text())
+        make_folder(place)
+        print(f"{name}: {trial.why}", flush=True)
+        config = trial.config(self.config)
         text_encoder, tokenizer, clip = self.text_encoder(trial.text_layers)
         items = read_captioned_folder(self.more if trial.everyday else self.data).train
         items += read_captioned_folder(self.clipart).train if trial.clipart else ()
         images = load_images(items, config.image_size)
-        if trial.vae is not None:
-            channels_last(vae).train().requires_grad_(True)
-            vae_run = StageRun("vae", place / "vae", self.device, None, self.vae_steps)
-            rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
-            vae_stage = replace(config.vae_stage, learning_rate=rate)
-            run_stage(vae_run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
-            standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
-            vae.eval().requires_grad_(False)
+        vae = self.vae(trial, config, images, place / "vae")
         captions = [trial.captions(item) for item in items]
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
@@ -269,13 +279,14 @@ class Bench:
             objective = Exchanged(objective)
         if trial.alignment:
             tensors += (patches(clip.to(self.device), images, self.device),)
-            model = AlignedModel(unet, text_encoder, config.train_text, tensors[3].shape[-1])
+            with initial_weights(config.seed):
+                model = AlignedModel(unet, text_encoder, config.train_text, tensors[3].shape[-1])
             objective = AlignedObjective(objective, trial.alignment)
         steps = self.steps * 128 // config.unet_stage.batch_size
         stage_run = StageRun("unet", place / "stages", self.device, None, steps)
         run_stage(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed)
         errors = self.errors(config, model.unet, model.text_encoder, tokenizer, vae)
-        result = {"name": name, "why": trial.why, **stage_run.record(), **errors}
+        result = {"name": name, "why": trial.why, "settings": self.settings, **stage_run.record(), **errors}
         if trial.listener is None:  # no model folder says so of a text encoder: its errors alone are measured
             scheduler = scheduler_config(config)
             parts = Components(tokenizer, text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
@@ -357,6 +368,9 @@ def main() -> None:
     device = pick_device(asked.device)
     sets = (asked.data, asked.more, asked.clipart)
     bench = Bench(*sets, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE)
+    for path in asked.out.glob("*/trial.json"):
+        if json.loads(path.read_text()).get("settings", bench.settings) != bench.settings:
+            parser.error(f"{path} was made with other numbers of steps: choose another --out, or the same numbers")
     bench.prepare()
     write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
     for name in asked.names or TRIALS:

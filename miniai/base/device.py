@@ -1,5 +1,6 @@
 """Which device computes, and in which precision."""
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -51,8 +52,8 @@ def training_dtype(device: torch.device) -> torch.dtype:
     """The precision in which matrix products run fastest on `device`: bfloat16 on accelerators, on CPUs with AMX and on
     AMD's with AVX-512's bfloat16; float32 on all other CPUs.
 
-    Intel's CPUs with that part of AVX-512 but without AMX run it at half of float32's rate, and CPUs with neither
-    convert every operand. `python benchmarks/unet_step.py` measures both.
+    Intel's CPUs with that part of AVX-512 but without AMX run it slower than float32, and CPUs with neither convert
+    every operand; `python benchmarks/unet_step.py` measures which is the faster.
     """
     if device.type != "cpu" or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
@@ -65,6 +66,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) == torch.bfloat16)
 
 
+@functools.cache
 def processor_name() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")

@@ -52,7 +52,7 @@ MEDIA = ("a drawing of {}", "an emoji of {}", "a picture of {}", "a small icon o
 SMILEYS = ("face-smiling", "face-affection", "face-tongue", "face-hand", "face-neutral-skeptical", "face-sleepy",
            "face-unwell", "face-hat", "face-glasses", "face-concerned", "face-negative")  # fmt: skip
 # Where the thing itself ends: "face with tears" is one face, "paw prints" are several.
-TAIL = re.compile(r",? (with|without|of|in|on|behind|at|over|under|showing|from|facing|holding|turned)\b.*|,.*")
+TAIL = re.compile(r",? (with|without|that|of|in|on|behind|at|over|under|showing|from|facing|holding|turned)\b.*|,.*")
 PLURAL = re.compile(r"(?<![sui])s$|^skis$|\b(people|men|women|children)\b")
 NOT_PLURAL = re.compile(r"\b(christmas|swiss|gas|lens|news|tennis|mathematics|graphics|rhinoceros|crossbones)$")
 UNCOUNTED = frozenset(
@@ -69,7 +69,7 @@ UNCOUNTED = frozenset(
         "coffee", "sunshine", "poop", "corn", "lettuce", "cabbage", "ginger", "chocolate", "honey", "stew", "soup",
         "paella", "pasta", "wine", "champagne", "whisky", "beer", "rain", "snow", "lightning", "confetti", "steam",
         "golf", "archery", "love", "smoking", "applause", "cutlery", "cheese", "up", "on", "off", "blown", "out",
-        "delicious", "wrong", "right", "hello", "sleep", "100", "beetroot", "salad",
+        "soccer", "delicious", "wrong", "right", "hello", "sleep", "100", "beetroot", "salad",
     }
 )  # fmt: skip
 SKIN = re.compile(r"(.+), ((?:medium-)?light|medium|(?:medium-)?dark) skin tone")

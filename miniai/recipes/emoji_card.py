@@ -32,6 +32,8 @@ def data_card(
         "\n**This folder is never trained on** (share-alike licence): all of it is in `test/`, for comparison only.\n"
     )
     tones = "with" if skin_tones else "without"
+    others = "" if skin_tones else "skin tones, "
+    in_all_tones = " (a hand in all its skin tones or in none)" if skin_tones else ""
     together = (
         "\n**Combinations** (group `combinations`) are faces that wear a thing, both drawn by the same style and put\n"
         "together here; nothing held out is in those that train, and one pair in twenty is held out in every style.\n"
@@ -49,13 +51,13 @@ def data_card(
 `captions` (all of them), `style`, `concept` (code points), `label`, `group`, `subgroup`, `split`, `licence`. Hugging
 Face `datasets` reads the folder with `load_dataset("imagefolder", data_dir=...)`.
 
-| style | drawn by | package | licence | train | held out | left out | other icons (skin tones, letters, …) |
+| style | drawn by | package | licence | train | held out | left out | other icons ({others}letters, …) |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: |
 {rows}
 
-**Held out**: 5 % of (concept, style) pairs, chosen by a hash of the pair alone, are in `test/` and belong in no
-training. Each of them has the same concept in another style in `train/`. A chosen pair whose concept no other style
-here teaches, or whose very pixels also stand in `train/` under another name, is left out altogether; so is a blank
+**Held out**: 5 % of (concept, style) pairs, chosen by a hash of the pair alone{in_all_tones}, are in `test/` and
+belong in no training. Each of them has the same concept in another style in `train/`. A chosen pair whose concept no
+other style here teaches, or whose very pixels also stand in `train/` under another name, is left out altogether; so is a blank
 picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by

@@ -14,7 +14,7 @@ def renderer() -> Any:
     try:
         import resvg_py
     except ImportError as error:
-        raise UserError("resvg-py draws the emoji and is not installed; run: pip install '.[data]'") from error
+        raise UserError("resvg-py draws the pictures and is not installed; run: pip install '.[data]'") from error
     return resvg_py
 
 

@@ -296,7 +296,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "lemon": ("sour lemon",),
     "tomato": ("ripe tomato",),
     "carrot": ("orange carrot",),
-    "avocado": ("half an avocado",),
+    "avocado": ("avocado cut in half",),
     "taco": ("mexican taco",),
     "popcorn": ("box of popcorn",),
     # places

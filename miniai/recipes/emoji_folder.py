@@ -64,7 +64,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to build a set in, beside `out`; it takes the place of `out` if all went well, and else it is gone."""
     temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     try:
-        _make_folder(temporary)
+        _make_temporary(temporary)
         yield temporary
         _put_in_place(temporary, out)
     finally:
@@ -142,7 +142,7 @@ def write_metadata(
         (folder / split / "metadata.jsonl").write_text("".join(texts), encoding="utf-8")
 
 
-def _make_folder(folder: Path) -> None:
+def _make_temporary(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:

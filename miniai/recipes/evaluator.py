@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from miniai.base.errors import UserError
-from miniai.base.files import read_json, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.nn.clip import CLIPModel, CLIPTextModel
 from miniai.recipes.clip_stage import image_features, text_features, train_clip
 from miniai.recipes.text_to_image import load_clip, save_clip
@@ -100,9 +100,9 @@ def train_evaluator(
     try:
         if training.is_dir() and (not (training / RECORD).is_file() or read_json(training / RECORD) != started):
             shutil.rmtree(training)
-        training.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; name an evaluator instead") from error
+        raise UserError(f"cannot empty the folder {training}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(training)
     write_json(training / RECORD, started)
     print(f"training an evaluator of {len(data.train):,} pictures in {out}", file=sys.stderr)
     captions = [list(item.captions) for item in data.train]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from miniai.base.configs import config_to_dict
+from miniai.base.configs import config_from_dict, config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.images import grid, to_pil
@@ -73,12 +73,20 @@ def keep_config(out: Path, config: Any, resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")
-        if read_json(path) != values:
+        if not _same(read_json(path), config, path):
             raise UserError(f"{path} has other numbers than asked for now: choose another folder, or the same numbers")
     make_folder(out)
     write_json(path, values)
     for key, value in asdict(config).items():
         print(f"{key}: {value}", file=sys.stderr)
+
+
+def _same(kept: Any, config: Any, path: Path) -> bool:
+    """Whether a kept file is this config; where it lacks a number, it was the default."""
+    try:
+        return config_from_dict(type(config), kept, str(path)) == config
+    except UserError:  # keys of another recipe
+        return False
 
 
 def is_trained(run: StageRun) -> bool:

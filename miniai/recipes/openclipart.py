@@ -103,9 +103,12 @@ def build_openclipart(
 
 def read_drawing(path: Path, root: Path) -> Drawing | None:
     """The drawing, or None if it cannot be read, is too large, or is not said to be in the public domain."""
-    if path.stat().st_size > MAX_BYTES:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return None
-    text = path.read_text(encoding="utf-8", errors="replace")
     for prefix, address in (("xmlns", "http://www.w3.org/2000/svg"), ("xmlns:xlink", "http://www.w3.org/1999/xlink")):
         if f"{prefix}=" not in text:
             text = re.sub(r"<svg\b", f'<svg {prefix}="{address}"', text, count=1)
@@ -128,8 +131,8 @@ def read_drawing(path: Path, root: Path) -> Drawing | None:
 
 def plain(words: str) -> str:
     """Lower-case words without what a collection adds: "Clipart by X - old_Car (B and W) 03" becomes "old car"."""
-    words = re.sub(r"^clipart by .* - |\(.*\)", "", words.strip().lower()).replace("_", " ")
-    words = re.sub(r"#?\d+\w?$|\b(bw|no|nr|clip ?art|icon)\b\.?", "", words.strip())
+    words = re.sub(r"^clipart by .* - |\([^)]*\)", "", words.strip().lower()).replace("_", " ")
+    words = re.sub(r"(\b(no|nr)\.? *)?#?\d+\w?$|\b(bw|clip ?art|icon)\b", "", words.strip())
     return re.sub(r"\s+", " ", words).strip(" -,.:#")
 
 

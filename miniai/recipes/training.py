@@ -162,9 +162,10 @@ def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.Optimiz
     shared: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW([{"params": list(matrices.values())}, vectors], fused=True, **shared)
-    embeddings: dict[str, Any] = {"params": [w for name, w in matrices.items() if "embedding" in name]}
+    rows = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings: dict[str, Any] = {"params": [w for w in matrices.values() if id(w) in rows]}
     by_muon: dict[str, Any] = {"orthogonal": True, "keep_size": False, "momentum": 0.95, "n_iterations": 5}
-    by_muon["params"] = [w for name, w in matrices.items() if "embedding" not in name]
+    by_muon["params"] = [w for w in matrices.values() if id(w) not in rows]
     return Muon([shared | group for group in (by_muon, embeddings, vectors) if group["params"]])
 
 

@@ -85,6 +85,12 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(groups, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a checkpoint; those from before `keep_size` kept it."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("keep_size", True)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every weight that has a gradient."""

@@ -400,6 +400,10 @@ def test_captions_of_a_face_call_it_a_smiley_and_carry_its_tags_in_orders_that_d
         ("people hugging", "people hugging"),
         ("flag of iraq", "flag of iraq"),
         ("baseball", "baseball"),
+        ("soccer", "soccer"),
+        ("rabbit that sits", "a rabbit that sits"),
+        ("hand that waves", "a hand that waves"),
+        ("avocado cut in half", "an avocado cut in half"),
     ],
 )
 def test_a_label_gets_the_article_that_it_is_said_with(label: str, said: str) -> None:

@@ -86,5 +86,9 @@ def test_the_built_set_holds_them_and_says_so(tmp_path: Path) -> None:
     )
     assert held
     assert not {pair for pair in held if "-IN-" not in pair[0]} & trained
-    assert "with skin-tone variants" in (tmp_path / "toned" / "README.md").read_text()
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in ("plain", "toned")}
+    assert "with skin-tone variants" in cards["toned"]
+    assert "in all its skin tones or in none" in cards["toned"]
+    assert "without skin-tone variants" in cards["plain"]
+    assert "in all its skin tones" not in cards["plain"]
     assert json.loads((tmp_path / "toned" / "emoji.json").read_text())["skin_tones"] is True

@@ -70,6 +70,16 @@ def test_another_config_does_not_go_on_with_a_run(tmp_path: Path) -> None:
         train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=replace(SMALL, seed=1), resume=True)
 
 
+def test_a_run_from_before_a_number_had_a_name_goes_on(tmp_path: Path) -> None:
+    """A config kept then lacks the field, whose default is what was done then."""
+    train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=SMALL)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    del kept["stage"]["optimizer"]
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    train_fashion_classifier(tmp_path, data=DATA, epochs=0.2, config=SMALL, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["stage"]["optimizer"] == "adamw"
+
+
 def test_the_more_epochs_the_more_the_pictures_are_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = FashionClassifierConfig()
     strengths = [config.strength(epochs) for epochs in (0.5, 5, 20, 50)]

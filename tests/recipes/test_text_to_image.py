@@ -22,6 +22,7 @@ from miniai.base.weights import read_weights
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPModel
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes import vae_stage
 from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
 from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
@@ -277,6 +278,21 @@ def test_the_share_of_batches_that_are_changed_is_that_of_the_config() -> None:
         objective, generator = VAEObjective(replace(SMALL.vae_loss, equivariant=share)), make_generator(0)
         changed = [objective.disturb(latents, pictures, generator)[1] is not pictures for _ in range(400)]
         assert sum(changed) / 400 == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize("kind", range(len(CHANGES)))
+def test_the_decoder_must_make_the_changed_picture_of_the_changed_latents(kind: int) -> None:
+    weights = replace(SMALL.vae_loss, equivariant=1.0, recolour=0.0, edges=0.0, kl=0.0)
+    vae = AutoencoderKL(TINY.vae).eval()
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=make_generator(0))
+    objective, change = VAEObjective(weights), CHANGES[kind]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(vae_stage, "CHANGES", (change,))
+        found = objective(vae, images, make_generator(1))["pixels"]
+        generator = make_generator(1)
+        permute_channels(images, 0.0, generator)  # draws as the objective does
+        latents = vae.encode(to_float(images)).sample(generator)
+        assert found == pytest.approx(float((vae.decode(change(latents)) - change(to_float(images))).abs().mean()))
 
 
 def test_the_vae_objective_is_its_parts_added_up() -> None:

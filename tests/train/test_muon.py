@@ -117,3 +117,14 @@ def test_a_training_that_goes_on_from_its_file_ends_in_the_same_weights(tmp_path
     cut = trained(tmp_path / "cut", 7).state_dict()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert not torch.equal(whole["2.weight"], half["2.weight"])
+
+
+def test_a_state_from_before_keep_size_was_named_keeps_the_size() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    old = Muon([{"params": [weight], "orthogonal": True}]).state_dict()
+    del old["param_groups"][0]["keep_size"]
+    optimizer = Muon([{"params": [weight], "orthogonal": True, "keep_size": False}])
+    optimizer.load_state_dict(old)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert optimizer.param_groups[0]["keep_size"] is True
