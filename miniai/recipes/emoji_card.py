@@ -57,8 +57,8 @@ Face `datasets` reads the folder with `load_dataset("imagefolder", data_dir=...)
 
 **Held out**: 5 % of (concept, style) pairs, chosen by a hash of the pair alone{in_all_tones}, are in `test/` and
 belong in no training. Each of them has the same concept in another style in `train/`. A chosen pair whose concept no
-other style here teaches, or whose very pixels also stand in `train/` under another name, is left out altogether; so is a blank
-picture.
+other style here teaches, or whose very pixels also stand in `train/` under another name, is left out altogether; so
+is a blank picture.
 
 **Captions** are made from the labels and tags of {emojibase.name} {emojibase.version} ({emojibase.licence}, by
 {emojibase.author}), and from names in everyday use that are written down in the program.
