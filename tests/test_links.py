@@ -52,7 +52,7 @@ def test_every_topic_has_its_code_and_its_test() -> None:
     rows = topics()
     assert len(rows) > 50
     for topic, code, check in rows:
-        assert any(link.startswith("miniai/") for link in links(code)), f"{topic.strip()}: no code"
+        assert any(link.startswith(("miniai/", "lessons/")) for link in links(code)), f"{topic.strip()}: no code"
         tests = [link for link in links(check) if link.startswith("tests/")]
         assert tests, f"{topic.strip()}: no test"
         assert all((ROOT / link).is_dir() or "def test_" in (ROOT / link).read_text() for link in tests), topic
