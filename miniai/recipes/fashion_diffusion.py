@@ -3,12 +3,14 @@
 One network and one training for all; what differs is how noise is added, what is predicted, and how it is taken out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -39,6 +41,23 @@ N_CLASSES = 10  # and class 10 stands for none
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
 
 
+def patch_unet(n_class_embeds: int | None = None) -> UNet2DConfig:
+    """4.8 M parameters for pictures of 28×28 as 14×14 patches of 2×2; 0.35 G multiply-adds a picture, nearly all
+    of them in convolutions wide enough to run at the speed of matrix products."""
+    return UNet2DConfig(
+        sample_size=14,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(96, 160),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=32,
+        norm_num_groups=16,
+        num_class_embeds=n_class_embeds,
+    )
+
+
 def small_unet(n_class_embeds: int | None = None) -> UNet2DConfig:
     """13.7 M parameters for 32×32 pixels, most of them where there are few pixels; 0.82 G multiply-adds a picture."""
     return UNet2DConfig(
@@ -59,7 +78,8 @@ def small_unet(n_class_embeds: int | None = None) -> UNet2DConfig:
 class FashionDiffusionConfig:
     """The whole recipe. `sampler`, `n_steps` and `guidance_scale` are how it is painted unless something else is asked
     for; `drop_label` is the share of pictures trained without their class, where there are classes; `sigma_data` the
-    deviation of the pixels, which EDM scales by."""
+    deviation of the pixels, which EDM scales by. `patch_size`: above 1 the network sees pictures without their padding,
+    the pixels of each patch of that many by that many as channels: see `to_patches`."""
 
     kind: Kind
     model: UNet2DConfig = field(default_factory=small_unet)
@@ -73,7 +93,24 @@ class FashionDiffusionConfig:
     guidance_scale: int | float = 1.0
     drop_label: float = 0.1
     sigma_data: float = 0.7
+    patch_size: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        n_values = self.patch_size**2
+        if self.kind != "latent" and (self.model.in_channels, self.model.out_channels) != (n_values, n_values):
+            raise ValueError(f"a network for patches of {self.patch_size} by {self.patch_size} has {n_values} channels")
+
+    @property
+    def is_edm(self) -> bool:
+        """Whether sigma is continuous and the network preconditioned as in Karras et al. 2022; else noise comes in the
+        timesteps of `schedule`."""
+        return self.kind in ("edm", "conditional")
+
+    @property
+    def edm_objective(self) -> EDMObjective:
+        """Sigmas where the paper has them (p_mean -1.2 at a deviation of 0.5), in units of the data's deviation."""
+        return EDMObjective(sigma_data=self.sigma_data, p_mean=-1.2 + math.log(self.sigma_data / 0.5))
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -91,12 +128,15 @@ class FashionDiffusionConfig:
         return self.model.num_class_embeds is not None
 
 
+BY_MUON = StageConfig(
+    share=1.0, batch_size=128, learning_rate=3e-3, warmup=0.03, decay_from=0.3, ema=0.999, optimizer="muon"
+)
 RECIPES: dict[Kind, FashionDiffusionConfig] = {
     "ddpm": FashionDiffusionConfig("ddpm", sampler="ddpm", n_steps=1000),
     "ddim-cosine": FashionDiffusionConfig("ddim-cosine"),
-    "edm": FashionDiffusionConfig("edm", sampler="lms", n_steps=20),
+    "edm": FashionDiffusionConfig("edm", model=patch_unet(), stage=BY_MUON, patch_size=2, sampler="lms", n_steps=20),
     "conditional": FashionDiffusionConfig(
-        "conditional", model=small_unet(N_CLASSES + 1), sampler="dpmpp_2m", n_steps=20, guidance_scale=1.5
+        *("conditional", patch_unet(N_CLASSES + 1), BY_MUON), patch_size=2, sampler="dpmpp_2m", n_steps=20
     ),
 }
 
@@ -109,9 +149,9 @@ class FashionObjective:
     def __init__(self, config: FashionDiffusionConfig, compiler: str | None = None) -> None:
         self.config, self.compiler = config, compiler
         self._compiled: Callable[..., Tensor] | None = None
-        self.objective: Any = DiffusionObjective(NoiseSchedule(config.schedule))
-        if config.kind == "edm":
-            self.objective = EDMObjective(sigma_data=config.sigma_data)
+        self.objective: Any = (
+            config.edm_objective if config.is_edm else DiffusionObjective(NoiseSchedule(config.schedule))
+        )
 
     def __call__(
         self, model: nn.Module, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], generator: torch.Generator
@@ -165,7 +205,7 @@ def train_fashion_diffusion(
         make_folder(path.parent)
         save_png(path, as_sheet(paint(model, config, labels, seed=0, n_steps=min(config.n_steps, 50))))
 
-    items = TensorDataset((train.scaled(PADDING), train.labels))
+    items = TensorDataset((to_patches(train.scaled(PADDING), config.patch_size), train.labels))
     run_stage(run, config.stage, model, items, FashionObjective(config, compiler), config.seed, sample=show)
     save_model(model, out)
     return run
@@ -193,7 +233,24 @@ def paint(
     """A picture in [-1, 1] for each of `labels` (which only a network that knows classes looks at); picture i is drawn
     from `seed + i`. None is what the recipe says; `churn` is `s_churn` of Karras et al. 2022, algorithm 2."""
     options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
-    return draw(model, config, labels, seed=seed, clip=1.0, churn=churn, batch_size=batch_size, **options).clamp(-1, 1)
+    drawn = draw(model, config, labels, seed=seed, clip=1.0, churn=churn, batch_size=batch_size, **options)
+    return from_patches(drawn.clamp(-1, 1), config.patch_size)
+
+
+def to_patches(images: Float[Tensor, "n 1 h w"], patch_size: int) -> Float[Tensor, "n c h2 w2"]:
+    """Pictures as the network sees them: as they are if `patch_size` is 1, else without their padding, and with the
+    pixels of each patch as channels. That only puts numbers in another order, so noise on the one is noise on the
+    other, and a sampler need not know."""
+    if patch_size == 1:
+        return images
+    return F.pixel_unshuffle(images[:, :, PADDING:-PADDING, PADDING:-PADDING], patch_size)
+
+
+def from_patches(patches: Float[Tensor, "n c h2 w2"], patch_size: int) -> Float[Tensor, "n 1 h w"]:
+    """The pictures, with their black padding, that `to_patches` makes these of."""
+    if patch_size == 1:
+        return patches
+    return F.pad(F.pixel_shuffle(patches, patch_size), (PADDING,) * 4, value=-1.0)
 
 
 def draw(
@@ -240,7 +297,7 @@ def painter_of(
         raise UserError(f"--churn {churn:g} is for the samplers euler and heun, not {method.name}")
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     device = model.conv_in.weight.device
-    schedule = None if config.kind == "edm" else NoiseSchedule(config.schedule)
+    schedule = None if config.is_edm else NoiseSchedule(config.schedule)
     if schedule is None:
         sigmas = torch.tensor([*karras_sigmas(SIGMA_MIN, SIGMA_MAX, steps), 0.0], dtype=torch.float64)
         ladder = Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)

@@ -81,7 +81,9 @@ class FashionLatentConfig:
         default_factory=lambda: FashionAutoencoderConfig(small_autoencoder((16, 48, 96), 4), kl=2e-4)
     )
     diffusion: FashionDiffusionConfig = field(
-        default_factory=lambda: replace(RECIPES["conditional"], kind="latent", model=latent_unet())
+        default_factory=lambda: replace(
+            RECIPES["conditional"], kind="latent", model=latent_unet(), patch_size=1, guidance_scale=1.5
+        )
     )
 
 

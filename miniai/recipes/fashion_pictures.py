@@ -29,8 +29,10 @@ from miniai.recipes.fashion_diffusion import (
     N_CLASSES,
     SIGMA_MAX,
     FashionDiffusionConfig,
+    from_patches,
     load_fashion_diffusion,
     painter_of,
+    to_patches,
 )
 from miniai.recipes.fashion_latent import is_latent, load_fashion_latent
 from miniai.recipes.sheets import labelled_grid
@@ -42,23 +44,29 @@ Coder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Studio:
-    """A network, its recipe, the ways into its latents and out (of pixels: none), and the bound of what it paints."""
+    """A network, its recipe, the ways into its latents or patches and out, and the bound of what it paints."""
 
     network: UNet2DModel
     config: FashionDiffusionConfig
-    encode: Coder | None
-    decode: Coder | None
+    encode: Coder
+    decode: Coder
     clip: float | None
 
 
 def load_studio(folder: Path, device: torch.device) -> Studio:
     """Whatever a training of clothes left in `folder`. Raises UserError if it is not finished."""
     if not is_latent(folder):
-        return Studio(*load_fashion_diffusion(folder, device), None, None, 1.0)
-    network, vae, scale, config = load_fashion_latent(folder, device)
+        pixels, config = load_fashion_diffusion(folder, device)
+        return Studio(
+            *(pixels, config),
+            lambda images: to_patches(images, config.patch_size),
+            lambda patches: from_patches(patches, config.patch_size),
+            1.0,
+        )
+    latent, vae, scale, recipe = load_fashion_latent(folder, device)
     return Studio(
-        network,
-        config,
+        latent,
+        recipe,
         lambda images: scale.standardised(encoded(vae, images, device)),
         lambda latents: decoded(vae, scale.restored(latents.cpu()), device),
         None,
@@ -103,7 +111,7 @@ def fashion_pictures(
 def noising_sheet(studio: Studio, real: Float[Tensor, "n 1 h w"], at: Sequence[int | float] | None) -> Image.Image:
     """A column for each level of noise, its name below it."""
     levels: list[int | float]
-    if studio.config.kind == "edm":
+    if studio.config.is_edm:
         levels = [0, 0.1, 0.3, 1, 2, 5, 20, SIGMA_MAX] if at is None else list(at)
         sigmas, words = [float(level) for level in levels], [f"sigma {level:g}" for level in levels]
     else:
@@ -116,8 +124,7 @@ def noising_sheet(studio: Studio, real: Float[Tensor, "n 1 h w"], at: Sequence[i
         words = [f"t = {int(level)}" for level in levels]
     if min(sigmas) < 0:
         raise UserError("--at: a sigma is at least 0")
-    x0 = real if studio.encode is None else studio.encode(real)
-    sheet = noising(x0, sigmas, make_generator(0), studio.decode)
+    sheet = noising(studio.encode(real), sigmas, make_generator(0), studio.decode)
     return _columns(sheet, words, "a picture's way into the noise")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from miniai.base.errors import UserError
 from miniai.cli import run
+from miniai.diffusion.continuous_objectives import EDMObjective
 from miniai.nn.resnet import ResNetConfig
 from miniai.nn.unet2d import UNet2DConfig
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
@@ -21,8 +22,10 @@ from miniai.recipes.fashion_diffusion import (
     N_CLASSES,
     RECIPES,
     Kind,
+    from_patches,
     load_fashion_diffusion,
     paint,
+    to_patches,
     train_fashion_diffusion,
 )
 from miniai.train.fashion_mnist import load_fashion_mnist
@@ -34,9 +37,9 @@ CPU = torch.device("cpu")
 def tiny(kind: Kind) -> object:
     recipe = RECIPES[kind]
     model = UNet2DConfig(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
+        sample_size=recipe.model.sample_size,
+        in_channels=recipe.patch_size**2,
+        out_channels=recipe.patch_size**2,
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -124,7 +127,7 @@ def test_pictures_of_noise_and_of_the_way_out_of_it(
         column = np.asarray(sheet.convert("L"))[:, 8:104]
     first = load_fashion_mnist("test", DATA).scaled(2)[0, 0]
     shown = torch.from_numpy(column[29 : 29 + 96 : 3, ::3].copy())  # three times as large
-    noisy = 1 if kind == "edm" else 8  # levels; timestep 0 of a schedule is not quite without noise
+    noisy = 8 if kind == "ddpm" else 1  # levels; timestep 0 of a schedule is not quite without noise
     assert (shown.float() - (first + 1) * 127.5).abs().max() <= noisy
     with Image.open(out / "path.gif") as gif:
         assert gif.n_frames in (3, 4)  # equal frames, where nothing is learned, become one
@@ -157,6 +160,24 @@ def test_a_traced_training_has_the_losses_of_one_that_is_not(
     assert run(["train", "fashion-edm", *options, "--compile"]) == 2
     assert "--compile needs a C++ compiler" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_patches_are_the_picture_in_another_order_without_its_padding() -> None:
+    images = load_fashion_mnist("test", DATA).scaled(2)[:5]
+    patches = to_patches(images, 2)
+    assert patches.shape == (5, 4, 14, 14)
+    assert torch.equal(patches[:, 1, 3, 5], images[:, 0, 2 + 2 * 3, 2 + 2 * 5 + 1])  # row 0, column 1 of its patch
+    assert torch.equal(from_patches(patches, 2), images)
+    assert torch.equal(to_patches(images, 1), images)
+    with pytest.raises(ValueError, match="patches of 2 by 2 has 4 channels"):
+        replace(RECIPES["ddpm"], patch_size=2)
+
+
+def test_edm_draws_sigmas_where_the_paper_has_them_beside_the_datas_deviation() -> None:
+    sigmas = RECIPES["edm"].edm_objective.draw_sigmas(4096, torch.Generator().manual_seed(0))
+    logs = (sigmas / RECIPES["edm"].sigma_data).log()
+    paper = (EDMObjective(sigma_data=0.5).draw_sigmas(4096, torch.Generator().manual_seed(0)) / 0.5).log()
+    torch.testing.assert_close(logs, paper)
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path: Path) -> None:
