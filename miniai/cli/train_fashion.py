@@ -1,4 +1,4 @@
-"""`miniai train`: more on Fashion-MNIST: an autoencoder, diffusion in its latents, and sweeps."""
+"""`miniai train`: more on Fashion-MNIST: an autoencoder, diffusion in its latents, distillation, and sweeps."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +43,52 @@ def fashion_latent(
     with stage_stops():
         train(out, data=data, epochs=epochs, autoencoder_epochs=autoencoder_epochs, resume=resume, device=device)
     typer.echo(out)
+
+
+@app.command("fashion-distil")
+def fashion_distil(
+    teacher: Annotated[Path, typer.Option(help="Folder of a finished training of fashion-edm or fashion-conditional.")],
+    out: Annotated[Path, typer.Option(help="Folder of the student; those on the way to it are in its subfolders.")],
+    from_steps: Annotated[int, typer.Option(help="Steps of Euler's method that the teacher takes.")] = 32,
+    to_steps: Annotated[int, typer.Option(help="Steps in the end: --from-steps halved once or more.")] = 4,
+    epochs_per_halving: Annotated[
+        float, typer.Option(help="Passes over the 60,000 training pictures for each halving of the steps.")
+    ] = 2,
+    guidance_epochs: Annotated[
+        float, typer.Option(help="And, before that, for the guidance of a teacher with classes.")
+    ] = 4,
+    guidance_min: Annotated[
+        float | None, typer.Option(help="Lowest scale of guidance, of a teacher with classes.", show_default="1")
+    ] = None,
+    guidance_max: Annotated[float | None, typer.Option(help="Highest scale of guidance.", show_default="3")] = None,
+    data: FashionData = None,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Teach another network to paint in a few steps what one paints in many; guidance becomes a number it is told."""
+    from miniai.recipes.fashion_distil import GUIDANCE, distil_fashion
+
+    scales = None
+    if guidance_min is not None or guidance_max is not None:
+        low, high = (
+            default if asked is None else asked
+            for asked, default in zip((guidance_min, guidance_max), GUIDANCE, strict=True)
+        )
+        scales = (low, high)
+    with stage_stops():
+        folder = distil_fashion(
+            teacher,
+            out,
+            from_steps=from_steps,
+            to_steps=to_steps,
+            epochs_per_halving=epochs_per_halving,
+            guidance_epochs=guidance_epochs,
+            guidance_range=scales,
+            data=data,
+            resume=resume,
+            device=device,
+        )
+    typer.echo(folder)
 
 
 @app.command("sweep")

@@ -63,7 +63,7 @@ def guided(
     denoiser: ConditionalDenoiser,
     condition: Shaped[Tensor, "b ..."],
     negative: Shaped[Tensor, "b ..."],
-    scale: float,
+    scale: float | Float[Tensor, " b"],
     *,
     rescale: float = 0.0,
     rescale_as: Parametrisation = "epsilon",
@@ -74,15 +74,16 @@ def guided(
     x0 = negative + scale * (positive - negative), which equals guidance on eps or v, since x0 is affine in either.
 
     - condition, negative: what the picture should and should not be; `negative` is the empty prompt as a rule.
-    - scale: 1 asks for `condition` alone, and then only that is computed.
+    - scale: 1 asks for `condition` alone, and then only that is computed; or one for each picture.
     - rescale: 0 to 1, `rescale_guided` on the prediction in the network's own parametrisation, `rescale_as`.
     - interval: guidance acts where low < sigma <= high, and elsewhere the scale is 1: Kynkäänniemi et al. 2024.
     """
     low, high = interval
     both = torch.cat([negative, condition])
+    alone = not isinstance(scale, Tensor) and scale == 1
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        if scale == 1 or (interval != (0.0, float("inf")) and not bool(((sigma > low) & (sigma <= high)).any())):
+        if alone or (interval != (0.0, float("inf")) and not bool(((sigma > low) & (sigma <= high)).any())):
             return denoiser(x, sigma, condition)
         x0_negative, x0_positive = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         scales = torch.where((sigma > low) & (sigma <= high), scale, 1.0)

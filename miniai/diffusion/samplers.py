@@ -197,7 +197,7 @@ def dpm2(
     return x
 
 
-def step_towards(x0: Tensor, x: Tensor, shrink: float) -> Tensor:
+def step_towards(x0: Tensor, x: Tensor, shrink: float | Float[Tensor, "b 1 1 1"]) -> Tensor:
     """x with its distance to x0 times `shrink` = sigma_next / sigma: solves dx/dsigma = (x - x0) / sigma for fixed x0.
 
     The same as x + (sigma_next - sigma) (x - x0) / sigma, without that form's loss of digits where sigma is large.

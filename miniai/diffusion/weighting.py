@@ -55,6 +55,18 @@ class MinSNR:
 
 
 @dataclass(frozen=True)
+class TruncatedSNR:
+    """max(SNR, 1): Salimans & Ho 2022, section 4. Their other weight, SNR + 1, is `EDMWeight` of data of deviation 1.
+
+    >>> TruncatedSNR()(torch.tensor([0.5, 1.0, 2.0]))
+    tensor([4., 1., 1.])
+    """
+
+    def __call__(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return (sigma**-2).clamp(min=1)
+
+
+@dataclass(frozen=True)
 class P2:
     """SNR / (k + SNR)^gamma: Choi et al. 2022, eq. 8, where it is 1 / (k + SNR)^gamma for the error in eps.
 

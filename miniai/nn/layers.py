@@ -37,14 +37,21 @@ def sinusoidal_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over the sinusoidal embedding of the timestep."""
+    """Two linear layers over the sinusoidal embedding of the timestep; where `cond_proj_dim` is given, another number's
+    embedding, as wide as that, is projected and added first. That projection begins at zero: it changes nothing yet."""
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, cond_proj_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, out_dim)
         self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.cond_proj: nn.Linear | None = None
+        if cond_proj_dim is not None:
+            self.cond_proj = nn.Linear(cond_proj_dim, in_dim, bias=False)
+            nn.init.zeros_(self.cond_proj.weight)
 
-    def forward(self, x: Float[Tensor, "b c"]) -> Float[Tensor, "b d"]:
+    def forward(self, x: Float[Tensor, "b c"], condition: Float[Tensor, "b k"] | None = None) -> Float[Tensor, "b d"]:
+        if self.cond_proj is not None and condition is not None:
+            x = x + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

@@ -114,12 +114,14 @@ class DeepFeatures:
 class UNet(nn.Module):
     """Down, through the middle and up again: what every U-Net here shares."""
 
-    def __init__(self, config: ShapeConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, config: ShapeConfig, in_channels: int, out_channels: int, time_cond_proj_dim: int | None = None
+    ) -> None:
         super().__init__()
         channels = config.block_out_channels
         levels = range(len(channels))
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
+        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4, time_cond_proj_dim)
         self.down_blocks = nn.ModuleList(DownBlock2D(config, level) for level in levels)
         self.mid_block = MidBlock2D(config)
         self.up_blocks = nn.ModuleList(UpBlock2D(config, level) for level in reversed(levels))

@@ -37,7 +37,9 @@ NEUTRAL: dict[str, Any] = {
 @dataclass(frozen=True)
 class UNet2DConfig:
     """Fields carry Diffusers' names. `attention_head_dim` is the width of a head (None: one head for all channels);
-    `num_class_embeds` the number of classes, with one more for "no class" where guidance is wanted; None for none."""
+    `num_class_embeds` the number of classes, with one more for "no class" where guidance is wanted; None for none.
+    `time_cond_proj_dim` is how wide the embedding of another number is that is told beside the timestep, such as the
+    scale of a distilled guidance; None for no such number. (Diffusers has it in UNet2DConditionModel.)"""
 
     sample_size: int | None = None
     in_channels: int = 3
@@ -52,6 +54,7 @@ class UNet2DConfig:
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: int | float = 0
+    time_cond_proj_dim: int | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> "UNet2DConfig":
@@ -68,7 +71,7 @@ class UNet2DModel(UNet):
     """Predicts noise (or v, or x0, as the schedule says) from a noisy picture, a timestep and perhaps a class."""
 
     def __init__(self, config: UNet2DConfig) -> None:
-        super().__init__(config, config.in_channels, config.out_channels)
+        super().__init__(config, config.in_channels, config.out_channels, config.time_cond_proj_dim)
         self.config = config
         width = config.block_out_channels[0] * 4
         self.class_embedding = None if config.num_class_embeds is None else nn.Embedding(config.num_class_embeds, width)
@@ -78,13 +81,18 @@ class UNet2DModel(UNet):
         sample: Float[Tensor, "b c_in h w"],
         timestep: Shaped[Tensor, " b"],
         class_labels: Int[Tensor, " b"] | None = None,
+        timestep_cond: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b c_out h w"]:
-        """`timestep` may be fractional, or whatever number stands for the noise level.
+        """`timestep` may be fractional, or whatever number stands for the noise level; `timestep_cond` is the embedding
+        of the number that is told beside it.
 
-        Raises ValueError for a class without an embedding of classes, and the reverse.
+        Raises ValueError for a class without an embedding of classes, and the reverse; so for `timestep_cond`.
         """
         if (class_labels is None) != (self.class_embedding is None):
             knows = "knows no classes" if self.class_embedding is None else "needs class_labels"
+            raise ValueError(f"this network {knows}")
+        if (timestep_cond is None) != (self.config.time_cond_proj_dim is None):
+            knows = "has no time_cond_proj_dim" if timestep_cond is not None else "needs timestep_cond"
             raise ValueError(f"this network {knows}")
         embedded = sinusoidal_embedding(
             timestep,
@@ -92,7 +100,8 @@ class UNet2DModel(UNet):
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             freq_shift=self.config.freq_shift,
         )
-        time = self.time_embedding(embedded.to(sample.dtype))
+        told = None if timestep_cond is None else timestep_cond.to(sample.dtype)
+        time = self.time_embedding(embedded.to(sample.dtype), told)
         if self.class_embedding is not None:
             time = time + self.class_embedding(class_labels).to(time.dtype)
         return self.run(sample, time, None)

@@ -61,15 +61,15 @@ def check_epochs(option: str, epochs: int | float) -> None:
         raise UserError(f"{option} {epochs} is not possible: give a number above 0")
 
 
-def keep_config(out: Path, config: Any, resume: bool) -> None:
-    """Print `config`, and keep it in the folder `out`, which is made.
+def keep_config(out: Path, config: Any, resume: bool, name: str = CONFIG) -> None:
+    """Print `config`, and keep it as `name` in the folder `out`, which is made.
 
     Of several processes the first does it. Raises UserError if the folder has a config already and `resume` is not
     asked for, or if it is another one.
     """
     if not is_first():
         return
-    path, values = out / CONFIG, config_to_dict(config)
+    path, values = out / name, config_to_dict(config)
     if path.is_file():
         if not resume:
             raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict
@@ -22,6 +22,7 @@ from miniai.base.images import save_png
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser, EDMObjective
 from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, guided
+from miniai.diffusion.distillation import GuidedCondition, told_scale
 from miniai.diffusion.ladder import Ladder, karras_sigmas
 from miniai.diffusion.objectives import DiffusionObjective, drop_condition
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
@@ -29,6 +30,7 @@ from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, load_model, save_model, start_run
+from miniai.recipes.fashion_unets import patch_unet, small_unet
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, check_compiler, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
@@ -41,45 +43,13 @@ N_CLASSES = 10  # and class 10 stands for none
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
 
 
-def patch_unet(n_class_embeds: int | None = None) -> UNet2DConfig:
-    """4.8 M parameters for pictures of 28×28 as 14×14 patches of 2×2; 0.35 G multiply-adds a picture, nearly all
-    of them in convolutions wide enough to run at the speed of matrix products."""
-    return UNet2DConfig(
-        sample_size=14,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(96, 160),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_class_embeds=n_class_embeds,
-    )
-
-
-def small_unet(n_class_embeds: int | None = None) -> UNet2DConfig:
-    """13.7 M parameters for 32×32 pixels, most of them where there are few pixels; 0.82 G multiply-adds a picture."""
-    return UNet2DConfig(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(32, 96, 192, 256),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_class_embeds=n_class_embeds,
-    )
-
-
 @dataclass(frozen=True)
 class FashionDiffusionConfig:
     """The whole recipe. `sampler`, `n_steps` and `guidance_scale` are how it is painted unless something else is asked
     for; `drop_label` is the share of pictures trained without their class, where there are classes; `sigma_data` the
     deviation of the pixels, which EDM scales by. `patch_size`: above 1 the network sees pictures without their padding,
-    the pixels of each patch of that many by that many as channels: see `to_patches`."""
+    the pixels of each patch of that many by that many as channels: see `to_patches`. A distilled network has `ladder`,
+    the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both."""
 
     kind: Kind
     model: UNet2DConfig = field(default_factory=small_unet)
@@ -95,11 +65,17 @@ class FashionDiffusionConfig:
     sigma_data: float = 0.7
     patch_size: int = 1
     seed: int = 0
+    ladder: tuple[float, ...] = ()
+    guidance_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         n_values = self.patch_size**2
         if self.kind != "latent" and (self.model.in_channels, self.model.out_channels) != (n_values, n_values):
             raise ValueError(f"a network for patches of {self.patch_size} by {self.patch_size} has {n_values} channels")
+        if self.ladder and len(self.ladder) != self.n_steps + 1:
+            raise ValueError(f"a ladder of {self.n_steps} steps has {self.n_steps + 1} sigmas, not {len(self.ladder)}")
+        if (self.guidance_range is None) != (self.model.time_cond_proj_dim is None):
+            raise ValueError("guidance_range and the model's time_cond_proj_dim belong together")
 
     @property
     def is_edm(self) -> bool:
@@ -289,17 +265,18 @@ def painter_of(
     """`run(unit_noise, *, noise, callback)`, which paints one batch; `clip` bounds x0 (None: nothing does).
 
     Runs in the precision of training (`training_dtype`), with float32 between the network's calls. Raises UserError for
-    an unknown sampler, or churn where the sampler has none.
+    an unknown sampler, churn where the sampler has none, or what a distilled network was not made for.
     """
     method, steps = find_sampler(sampler or config.sampler), n_steps or config.n_steps
     options: dict[str, Any] = {"s_churn": float(churn)} if churn else {}
     if churn and method.name not in ("euler", "heun"):
         raise UserError(f"--churn {churn:g} is for the samplers euler and heun, not {method.name}")
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    check_distilled(config, method.name, steps, scale, churn)
     device = model.conv_in.weight.device
     schedule = None if config.is_edm else NoiseSchedule(config.schedule)
     if schedule is None:
-        sigmas = torch.tensor([*karras_sigmas(SIGMA_MIN, SIGMA_MAX, steps), 0.0], dtype=torch.float64)
+        sigmas = torch.tensor(config.ladder, dtype=torch.float64) if config.ladder else edm_sigmas(steps)
         ladder = Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
     else:
         ladder = method.ladder(schedule, steps)
@@ -324,6 +301,24 @@ def painter_of(
     return run
 
 
+def edm_sigmas(n_steps: int) -> Float64[Tensor, " n_plus_1"]:
+    """The ladder of the recipes of EDM, down to 0."""
+    return torch.tensor([*karras_sigmas(SIGMA_MIN, SIGMA_MAX, n_steps), 0.0], dtype=torch.float64)
+
+
+def check_distilled(
+    config: FashionDiffusionConfig, sampler: str, n_steps: int, scale: int | float, churn: int | float
+) -> None:
+    """Raises UserError for steps, or a scale of guidance, that a distilled network was not made for."""
+    if config.ladder and (sampler != "euler" or n_steps != config.n_steps or churn):
+        raise UserError(
+            f"this network was distilled to {config.n_steps} steps of euler, without churn: not {n_steps} of {sampler}"
+        )
+    if config.guidance_range is not None and not config.guidance_range[0] <= scale <= config.guidance_range[1]:
+        low, high = config.guidance_range
+        raise UserError(f"this network was distilled for guidance scales from {low:g} to {high:g}, not {scale:g}")
+
+
 def denoiser_for(
     model: UNet2DModel,
     config: FashionDiffusionConfig,
@@ -332,7 +327,11 @@ def denoiser_for(
     labels: Int64[Tensor, " b"],
     scale: int | float,
 ) -> Denoiser:
-    """The network as samplers want it, guided towards `labels` if it knows classes."""
+    """The network as samplers want it, guided towards `labels` if it knows classes; a distilled one guides itself."""
+    if config.model.time_cond_proj_dim is not None:
+        student = EDMDenoiser(told_scale(model, config.model.time_cond_proj_dim), config.sigma_data)
+        told = GuidedCondition(labels, torch.full(labels.shape, float(scale), device=labels.device))
+        return lambda x, sigma: student(x, sigma, told)
     if schedule is None:
         denoiser: ConditionalDenoiser = EDMDenoiser(model, config.sigma_data)
     else:
