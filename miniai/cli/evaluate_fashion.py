@@ -132,6 +132,49 @@ def fashion_pictures(
         typer.echo(path)
 
 
+@app.command("fashion-restore")
+def fashion_restore(
+    model: Painter,
+    out: Annotated[Path, typer.Option(help="Folder for a sheet of each damage, and the figures.")],
+    data: FashionData = None,
+    damages: Annotated[
+        str, typer.Option(help="Separated by commas: inpainting, super-resolution, deblurring.")
+    ] = "inpainting,super-resolution,deblurring",
+    sampler: Annotated[str, typer.Option(help="As for generate.")] = "euler_a",
+    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")] = 40,
+    noise: Annotated[float, typer.Option(help="Deviation of what is measured, 0 to 2: pixels are in [-1, 1].")] = 0.05,
+    n: Annotated[int, typer.Option("--n", help="Test pictures to damage and restore, 1 to 512.")] = 8,
+    seed: FirstSeed = 0,
+    device: Device = "auto",
+) -> None:
+    """Restore damaged clothes with a network that only ever learned to paint whole ones."""
+    generate_request.check_ranges(
+        ("--steps", steps, 1, generate_request.MAX_STEPS, "steps"),
+        ("--n", n, 1, 512, "pictures"),
+        ("--noise", noise, 0, 2, ""),
+    )
+    if not words(damages):
+        raise UserError("--damages needs at least one")
+    from miniai.recipes.fashion_restore import fashion_restore
+
+    found = fashion_restore(
+        model,
+        out,
+        data=data,
+        damages=words(damages),
+        sampler=sampler,
+        steps=steps,
+        noise=noise,
+        n=n,
+        seed=seed,
+        device=device,
+    )
+    typer.echo("| damage | PSNR of what is measured | restored |\n| --- | ---: | ---: |")
+    for one in found:
+        typer.echo(f"| {one['damage']} | {one['psnr_of_measured']:.2f} dB | {one['psnr_of_restored']:.2f} dB |")
+    typer.echo("\n".join(str(out / f"{one['damage']}.png") for one in found))
+
+
 @app.command("samplers")
 def samplers(
     out: Annotated[Path, typer.Argument(metavar="FILE.png", help="The plot.", show_default=False)],

@@ -261,8 +261,10 @@ def painter_of(
     guidance_scale: int | float | None = None,
     churn: int | float = 0.0,
     clip: float | None = None,
+    change: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Callable[..., Float[Tensor, "b c h w"]]:
-    """`run(unit_noise, *, noise, callback)`, which paints one batch; `clip` bounds x0 (None: nothing does).
+    """`run(unit_noise, *, noise, callback)`, which paints one batch; `clip` bounds x0 (None: nothing does), and
+    `change` makes another denoiser of the network's.
 
     Runs in the precision of training (`training_dtype`), with float32 between the network's calls. Raises UserError for
     an unknown sampler, churn where the sampler has none, or what a distilled network was not made for.
@@ -281,6 +283,7 @@ def painter_of(
     else:
         ladder = method.ladder(schedule, steps)
     denoiser = denoiser_for(model, config, schedule, ladder, labels.to(device), scale)
+    denoiser = denoiser if change is None else change(denoiser)
 
     @torch.no_grad()
     def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:

@@ -14,6 +14,7 @@ from miniai.base.errors import UserError
 from miniai.base.images import to_pil
 from miniai.base.memory import give_back_memory, give_back_unwritten
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
+from miniai.diffusion.inverse import PictureLoss, loss_guided
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
@@ -200,6 +201,8 @@ class StableDiffusionPipeline(DiffusersNames):
         prompt_syntax: PromptSyntax = "plain",
         long_prompts: LongPrompts = "cut",
         guidance_interval: tuple[int | float, int | float] | None = None,
+        guidance_loss: PictureLoss | None = None,
+        guidance_loss_scale: int | float = 1.0,
         cache_interval: int = 1,
         cache_branch_id: int = 0,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -223,6 +226,8 @@ class StableDiffusionPipeline(DiffusersNames):
         - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
         - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; elsewhere a step takes
           half the time. None is everywhere. See `guided`.
+        - guidance_loss: of pictures (n_images, 3, height, width) in about [-1, 1], a number each that is to be small,
+          with a gradient; `guidance_loss_scale` is how strongly it counts, see `loss_guided`.
         - cache_interval, cache_branch_id: how many steps in a row share the U-Net's deep features, which is faster and
           less exact, and how many layers are not deep. See `ReusedDeepFeatures`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and end early: by raising `StopSampling`
@@ -266,6 +271,9 @@ class StableDiffusionPipeline(DiffusersNames):
         denoiser = NetworkDenoiser(start.network(network), schedule, ladder, self.dtype)
         guidance: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
         prompted = guided(denoiser, condition, unconditional, scale, **guidance)
+        if guidance_loss is not None:
+            own = guidance_loss
+            prompted = loss_guided(prompted, lambda x0: own(self.decode(x0)), scale=guidance_loss_scale)
         after_step = after_each_step(self, callback_on_step_end, method, ladder)
         if start.region:
             prompted, after_step = start.region.denoiser(prompted, ladder), start.region.callback(after_step, ladder)

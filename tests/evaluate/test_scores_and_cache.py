@@ -8,12 +8,22 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.evaluate.cache import FeatureKey, cached, cached_features, cached_moments, fingerprint
-from miniai.evaluate.clip_score import clip_score, clip_scores, reference_clip_scores
+from miniai.evaluate.clip_score import clip_score, clip_scores, reference_clip_scores, spherical_distances
 from miniai.evaluate.fid import moments
 from miniai.evaluate.perceptual import features_in_batches, layer_outputs, perceptual_distance
 
 KEY = FeatureKey("data", "preprocessing", "network")
 FEATURES = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_spherical_distance_is_half_the_squared_angle_with_a_gradient_that_does_not_fade() -> None:
+    a, b = FEATURES.double(), FEATURES.double().flip(0)
+    angles = torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1).acos()
+    torch.testing.assert_close(spherical_distances(a, b), angles.square() / 2)
+    turned = torch.tensor([0.1, 0.01], dtype=torch.float64, requires_grad=True)
+    fixed = torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)
+    spherical_distances(torch.stack([turned.cos(), turned.sin()], 1), fixed).sum().backward()
+    torch.testing.assert_close(turned.grad, turned.detach())  # d(angle^2 / 2) is the angle itself
 
 
 def test_features_are_computed_once_for_each_data_preprocessing_and_network(tmp_path: Path) -> None:
