@@ -38,17 +38,18 @@ BATCH = 500  # pictures at a time where nothing is learned
 class Strength:
     """How much pictures are changed in trainings of `from_epochs` epochs and more. `crop`: pixels that they are moved
     by, at most, each way; `erase`: the edge of the patches that are erased, as a share of the picture's, `patches` of
-    them at most (0: none)."""
+    them at most (0: none); `flip`: the share of pictures that are mirrored."""
 
     from_epochs: int | float
     crop: int
     erase: int | float
     patches: int
+    flip: int | float = 0.5
 
     def augmentations(self) -> list[Augmentation]:
         """What is done to each picture, in turn."""
         erase = [RandomErase(self.erase, self.patches)] if self.patches > 0 else []
-        return [RandomCrop(self.crop), RandomFlip(), *erase]
+        return [RandomCrop(self.crop), RandomFlip(self.flip), *erase]
 
 
 @dataclass(frozen=True)
