@@ -43,7 +43,9 @@ class Theirs(nn.Module):
 
     def __init__(self, config: UNet2DConfig, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.model = diffusers.UNet2DModel(**config_to_dict(config))
+        values = config_to_dict(config)
+        del values["time_cond_proj_dim"]  # which Diffusers has in its other U-Net alone
+        self.model = diffusers.UNet2DModel(**values)
         self.model.load_state_dict(weights)
 
     def forward(self, x: Tensor, t: Tensor, condition: None) -> Tensor:
