@@ -1,0 +1,23 @@
+"""The weights behind figures on Fashion-MNIST: they load, name real clothes, and paint what is asked for."""
+
+from pathlib import Path
+
+import torch
+
+from miniai.recipes.evaluate_fashion import named
+from miniai.recipes.fashion_classifier import accuracy, load_classifier
+from miniai.recipes.fashion_diffusion import load_fashion_diffusion, paint
+from miniai.train.fashion_mnist import load_fashion_mnist
+
+DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
+WEIGHTS = Path(__file__).parents[2] / "benchmarks" / "weights"
+CPU = torch.device("cpu")
+
+
+def test_the_classifier_names_real_clothes_and_reads_painted_ones_as_they_were_asked_for() -> None:
+    classifier = load_classifier(WEIGHTS / "fashion-classifier", CPU)
+    assert accuracy(classifier, load_fashion_mnist("test", DATA), CPU)["accuracy"] > 0.9
+    network, config = load_fashion_diffusion(WEIGHTS / "fashion-conditional", CPU)
+    labels = torch.arange(20) % 10
+    painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=12)
+    assert (named(classifier, painted, CPU) == labels).float().mean() >= 0.7  # 0.1 by chance; 0.87 of 2,048 in 20 steps
