@@ -38,6 +38,7 @@ from miniai.train.fashion_mnist import load_fashion_mnist
 
 Images = Float[Tensor, "n 1 h2 w2"]
 ZOOM = 2
+SURE = 0.01  # the least deviation that a measurement is taken to have
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,14 @@ def restore(
     noise: int | float,
     seed: int,
 ) -> tuple[Images, Float[Tensor, "n 1 h3 w3"], Operator]:
-    """Pictures restored from a measurement of `truth`, of no class in particular; that measurement; what measures."""
+    """Pictures restored from a measurement of `truth`, of no class in particular; that measurement; what measures.
+
+    Without any `noise` the measurement is still trusted to `SURE` only, so that its equations can be solved."""
     device = network.conv_in.weight.device
     operator = DAMAGES[damage].operator(whole(truth, config).shape[-1])
     exact = operator(whole(truth, config))
     observed = exact + float(noise) * torch.randn(exact.shape, generator=make_generator(seed, 1))
-    measurement = Measurement(lambda x: operator(whole(x, config)), observed.to(device), max(float(noise), 0.01))
+    measurement = Measurement(lambda x: operator(whole(x, config)), observed.to(device), max(float(noise), SURE))
     run = painter_of(
         *(network, config, torch.full((len(truth),), N_CLASSES)),
         sampler=sampler,
