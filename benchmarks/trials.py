@@ -62,8 +62,7 @@ from miniai.train.learner import Objective
 PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
 LEVELS = (300, 600, 900)  # timesteps at which errors are taken
 SMALLER = replace(SMALL.unet, block_out_channels=(96, 160), attention_head_dim=(3, 5))
-# By AdamW, as the recipe was when the first trials ran: Muon came of them.
-BASE = replace(SMALL, unet=SMALLER, unet_stage=replace(SMALL.unet_stage, optimizer="adamw"))
+BASE = replace(SMALL, unet=SMALLER)
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,11 @@ TRIALS: dict[str, Trial] = {
     "shift-4": Trial("timesteps shifted by 4", lambda config: replace(config, timestep_shift=4.0)),
     "drop-20": Trial("a fifth of the captions dropped", lambda config: replace(config, drop_text=0.2)),
     "rate-x2": Trial("twice the learning rate", stage(learning_rate=2 * SMALL.unet_stage.learning_rate)),
+    "rate-x3": Trial("three times the learning rate", stage(learning_rate=3 * SMALL.unet_stage.learning_rate)),
+    "rate-x6": Trial("six times the learning rate", stage(learning_rate=6 * SMALL.unet_stage.learning_rate)),
     "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
     "ema-short": Trial("weights averaged over 50 steps instead of 1,000", stage(ema=0.98)),
-    "muon": Trial("Muon for matrices and kernels, AdamW for the rest", stage(optimizer="muon")),
-    "muon-x2": Trial(
-        "the same at twice the learning rate",
-        stage(optimizer="muon", learning_rate=2 * SMALL.unet_stage.learning_rate),
-    ),
+    "adamw": Trial("AdamW for all weights", stage(optimizer="adamw")),
     "mirrored": Trial("half of the pictures are seen in the mirror", others=mirrored),
     "moved": Trial("half of the pictures are turned by up to 10° and shifted by up to 4 pixels", others=moved),
     "flow": Trial("times and weights of rectified flow, logit-normal, for v", flow=True),
@@ -183,7 +180,6 @@ TRIALS: dict[str, Trial] = {
     "factor-4": Trial(
         "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=VAEObjective, new_vae=True
     ),
-    "muon-equivariant": Trial("Muon, after the VAE went on so", stage(optimizer="muon"), vae=VAEObjective),
 }
 
 

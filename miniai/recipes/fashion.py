@@ -90,8 +90,8 @@ def _same(kept: Any, config: Any, path: Path) -> bool:
 
 
 def is_trained(run: StageRun) -> bool:
-    """Whether nothing is left to train; a run that was killed before it wrote its weights is not."""
-    return run.finished and (run.folder / WEIGHTS).is_file()
+    """Whether nothing is left to train."""
+    return run.kept(run.folder / WEIGHTS)
 
 
 def save_model(module: nn.Module, folder: Path) -> None:

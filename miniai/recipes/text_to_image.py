@@ -41,6 +41,7 @@ from miniai.train.captions import load_images, read_captioned_folder
 from miniai.train.distributed import n_launched
 
 STAGES = ("vae", "clip", "latents", "unet", "words", "decoder")
+CLIP_WEIGHTS = "model.safetensors"
 
 
 def train_text_to_image(
@@ -102,21 +103,21 @@ def train_text_to_image(
         return StageRun(name, folder, torch_device, budget, steps, sample_minutes, compiler=compiler)
 
     vae_run = stage_run("vae")
-    if "vae" in stages and not vae_run.finished:
+    if "vae" in stages and not vae_run.kept(run.vae_path):
         trained = train_vae(config, images, vae_run, None if start is None else start.vae)
         run.save(trained, run.vae_path)
         del trained
     clip_run = stage_run("clip")
-    if "clip" in stages and not clip_run.finished:
+    if "clip" in stages and not clip_run.kept(run.clip_path / CLIP_WEIGHTS):
         texts = (text for of_picture in captions for text in of_picture)
         tokenizer = CLIPTokenizer.train(texts, config.vocab_size, config.window)
-        save_clip(out / "clip", train_clip(config, images, captions, tokenizer, clip_run, config.seed), tokenizer)
+        save_clip(run.clip_path, train_clip(config, images, captions, tokenizer, clip_run, config.seed), tokenizer)
     if "latents" in stages and not run.latents_path.is_file():
         keep_texts = not config.train_text
         made = compute_latents(run.vae(), *run.clip_text(), images, captions, torch_device, keep_texts)
         made.save(run.latents_path)
     unet_run = stage_run("unet")
-    if "unet" in stages and not unet_run.finished:
+    if "unet" in stages and not unet_run.kept(run.unet_path):
         text_encoder, tokenizer = run.clip_text()
         vae, shown = run.vae(), list(prompts) or list(SAMPLE_PROMPTS)
 
@@ -128,13 +129,13 @@ def train_text_to_image(
         model = train_unet(config, Latents.load(run.latents_path), text_encoder, unet_run, paint, unet)
         run.save(model, run.unet_path)
     words_run = stage_run("words")
-    if "words" in stages and config.train_text and can_teach(captions) and not words_run.finished:
+    if "words" in stages and config.train_text and can_teach(captions) and not words_run.kept(run.words_path):
         model, tokenizer = run.unet()
         data_of_unet = Latents.load(run.latents_path)
         train_words(config, data_of_unet, captions, tokenizer, model.text_encoder, model.unet, words_run)
         run.save(model.text_encoder, run.words_path)
     decoder_run = stage_run("decoder")
-    if "decoder" in stages and not decoder_run.finished:
+    if "decoder" in stages and not decoder_run.kept(run.decoder_path):
         latents = Latents.load(run.latents_path)
         trained = train_decoder(config, images, latents.latents, run.painted(latents), run.vae(), decoder_run)
         run.save(trained, run.decoder_path)
@@ -175,7 +176,7 @@ class _Run:
         """The text encoder as CLIP left it, or as the model to start from has it; and the tokenizer."""
         if self.start is not None:
             return self.start.text_encoder, self.start.tokenizer
-        if not (self.clip_path / "model.safetensors").is_file():
+        if not (self.clip_path / CLIP_WEIGHTS).is_file():
             raise UserError(f"the clip stage is not finished in {self.clip_path.parent}: run it first")
         clip, tokenizer = load_clip(self.clip_path)
         text_encoder = CLIPTextModel(clip.config.text_config)
@@ -259,19 +260,20 @@ def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:
 
 
 def save_clip(folder: str | os.PathLike[str], model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Write both encoders and the tokenizer into `folder`, as transformers' CLIPModel lays them out, in float16."""
+    """Write both encoders and the tokenizer into `folder`, as transformers' CLIPModel lays them out, in float16; the
+    weights last."""
     folder = Path(folder)
     make_folder(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / "config.json", {"model_type": "clip", **config_to_dict(model.config)})
-    write_weights(folder / "model.safetensors", {name: value.half() for name, value in model.state_dict().items()})
+    write_weights(folder / CLIP_WEIGHTS, {name: value.half() for name, value in model.state_dict().items()})
 
 
 def load_clip(folder: str | os.PathLike[str]) -> tuple[CLIPModel, CLIPTokenizer]:
     """Both encoders, in float32 on the CPU, and their tokenizer."""
     folder = Path(folder)
     model = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
-    load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    load_weights(model, read_weights(folder / CLIP_WEIGHTS), str(folder / CLIP_WEIGHTS))
     return model.eval(), CLIPTokenizer.from_pretrained(folder)
 
 

@@ -53,6 +53,11 @@ class StageRun:
     def finished(self) -> bool:
         return self.record_path.is_file()
 
+    def kept(self, result: Path) -> bool:
+        """Whether nothing is left to do: the stage is finished, and what it made is in the file `result`. A run killed
+        between the two writes goes on from its last checkpoint, where no step is left, and writes both."""
+        return self.finished and result.is_file()
+
     def record(self) -> dict[str, Any]:
         """What the finished stage says of itself: steps, images, minutes, loss."""
         return read_json(self.record_path)

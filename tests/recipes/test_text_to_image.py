@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -215,6 +216,36 @@ def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_weights(
         n_killed += 1
     assert n_killed > 0
     subprocess.run(command(data, out), check=True, capture_output=True)
+    assert_same_weights(out, trained)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_after_every_file_it_writes_and_resumed_it_ends_in_the_same_weights(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace_file, written = tmp_path / "out", os.replace, set[str]()
+
+    def replace_and_die(source: str, target: Path) -> None:
+        replace_file(source, target)
+        name = str(target.relative_to(out))
+        if name not in written:
+            written.add(name)
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace_and_die)
+    n_killed = 0
+    while n_killed < 100:
+        try:
+            train_text_to_image(data, out, steps=STEPS, size="tiny", device="cpu", resume=True)
+            break
+        except Killed:
+            n_killed += 1
+    assert n_killed == len(written)
+    assert {"config.json", "clip/model.safetensors", "stages/unet/unet.safetensors", "model/README.md"} <= written
+    assert sum(name.endswith("done.json") for name in written) == 5
     assert_same_weights(out, trained)
 
 
