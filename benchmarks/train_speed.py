@@ -26,7 +26,8 @@ from miniai.diffusion.objectives import DiffusionObjective
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion import PADDING
-from miniai.recipes.fashion_diffusion import RECIPES, small_unet
+from miniai.recipes.fashion_diffusion_config import RECIPES
+from miniai.recipes.fashion_unets import small_unet
 from miniai.recipes.model_card import machine
 from miniai.recipes.training import channels_last, initial_weights
 from miniai.train.data import Loader

@@ -8,7 +8,7 @@ import typer
 from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.evaluate import app
-from miniai.cli.options import Device, FashionData, FirstSeed, numbers, words
+from miniai.cli.options import Device, FashionData, FirstSeed, GuidanceInterval, numbers, words
 from miniai.recipes import generate_request
 
 Painter = Annotated[Path, typer.Option("--model", help="Folder of a training of fashion-ddpm or its siblings.")]
@@ -39,6 +39,7 @@ def fashion(
     sampler: Annotated[str | None, typer.Option(help="As for generate.", show_default="the recipe's")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.", show_default="the recipe's")] = None,
     guidance_scale: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
     churn: Annotated[
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,
@@ -51,6 +52,7 @@ def fashion(
     from miniai.recipes.evaluate_fashion import evaluate_fashion
 
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "churn": churn}
+    options["guidance_interval"] = guidance_interval
     found = evaluate_fashion(model, classifier, data=data, out=out, n=n, seed=seed, device=device, **options)
     typer.echo(
         f"FID {found['fid']:.3f} with {found['calls']} calls, of as many real pictures {found['fid_of_real']:.3f}: "

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, GuidanceScale, Sampler, Steps
+from miniai.cli.options import Device, GuidanceInterval, GuidanceScale, Sampler, Steps
 from miniai.recipes import generate_request
 
 Side = Annotated[
@@ -91,14 +91,7 @@ def generate(
             show_default="the model's own",
         ),
     ] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            help="Guide only between these noise levels (sigma), such as 0.3 and 5: faster, and another picture.",
-            show_default="everywhere",
-        ),
-    ] = None,
+    guidance_interval: GuidanceInterval = None,
     cache_interval: Annotated[
         int, typer.Option(help="Steps that share the U-Net's deep features: above 1 is faster, and less exact.")
     ] = 1,

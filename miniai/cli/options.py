@@ -16,6 +16,14 @@ Steps = Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.")]
 GuidanceScale = Annotated[
     float, typer.Option(help="How strongly the prompt rules, 0 to 100; up to 1 is no guidance and twice as fast.")
 ]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LOW HIGH",
+        help="Guide only between these noise levels (sigma), such as 0.3 and 5: faster, and another picture.",
+        show_default="everywhere",
+    ),
+]
 Sampler = Annotated[
     str | None,
     typer.Option(

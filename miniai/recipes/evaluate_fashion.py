@@ -20,7 +20,7 @@ from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNet
 from miniai.recipes.fashion import PADDING, as_sheet, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
-from miniai.recipes.fashion_diffusion import N_CLASSES
+from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.recipes.fashion_latent import load_painter
 from miniai.train.fashion_mnist import LabelledImages
 
@@ -67,6 +67,7 @@ def evaluate_fashion(
     sampler: str | None = None,
     steps: int | None = None,
     guidance_scale: int | float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     churn: int | float = 0.0,
     seed: int = 0,
     device: str = "auto",
@@ -82,11 +83,12 @@ def evaluate_fashion(
     labels = torch.arange(n) % N_CLASSES
     options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
     chosen = {name: getattr(config, name) if value is None else value for name, value in options.items()}
-    painted = paint(labels, seed=seed, churn=churn, **options)
+    painted = paint(labels, seed=seed, churn=churn, guidance_interval=guidance_interval, **options)
     results: dict[str, Any] = {
         "kind": config.kind,
         "n": n,
         **chosen,
+        "guidance_interval": guidance_interval,
         "calls": n_calls(find_sampler(chosen["sampler"]), chosen["n_steps"]),
         "churn": churn,
         "seed": seed,

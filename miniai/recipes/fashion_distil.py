@@ -43,16 +43,8 @@ from miniai.recipes.fashion import (
     load_model,
     save_model,
 )
-from miniai.recipes.fashion_diffusion import (
-    N_CLASSES,
-    SIGMA_MAX,
-    SIGMA_MIN,
-    FashionDiffusionConfig,
-    edm_sigmas,
-    load_fashion_diffusion,
-    paint,
-    to_patches,
-)
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, SIGMA_MIN, FashionDiffusionConfig
+from miniai.recipes.fashion_painting import edm_sigmas, load_fashion_diffusion, paint, to_patches
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, run_stage
 from miniai.train.data import TensorDataset

@@ -40,15 +40,9 @@ from miniai.recipes.fashion_autoencoder import (
     load_autoencoder,
     small_autoencoder,
 )
-from miniai.recipes.fashion_diffusion import (
-    N_CLASSES,
-    RECIPES,
-    FashionDiffusionConfig,
-    FashionObjective,
-    draw,
-    load_fashion_diffusion,
-    paint,
-)
+from miniai.recipes.fashion_diffusion import FashionObjective
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, RECIPES, FashionDiffusionConfig
+from miniai.recipes.fashion_painting import draw, load_fashion_diffusion, paint
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.data import TensorDataset
@@ -157,15 +151,11 @@ def paint_latent(
     labels: Int64[Tensor, " n"],
     *,
     seed: int,
-    sampler: str | None = None,
-    n_steps: int | None = None,
-    guidance_scale: int | float | None = None,
-    churn: int | float = 0.0,
     batch_size: int = 256,
+    **options: Any,
 ) -> Float[Tensor, "n 1 h w"]:
     """As `paint` does, by latents that are drawn and then decoded."""
-    options: dict[str, Any] = {"sampler": sampler, "n_steps": n_steps, "guidance_scale": guidance_scale}
-    latents = draw(model, config, labels, seed=seed, churn=churn, batch_size=batch_size, **options)
+    latents = draw(model, config, labels, seed=seed, batch_size=batch_size, **options)
     return decoded(vae, scale.restored(latents), next(vae.parameters()).device)
 
 

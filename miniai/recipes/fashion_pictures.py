@@ -25,16 +25,9 @@ from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_autoencoder import decoded, encoded
-from miniai.recipes.fashion_diffusion import (
-    N_CLASSES,
-    SIGMA_MAX,
-    FashionDiffusionConfig,
-    from_patches,
-    load_fashion_diffusion,
-    painter_of,
-    to_patches,
-)
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, FashionDiffusionConfig
 from miniai.recipes.fashion_latent import is_latent, load_fashion_latent
+from miniai.recipes.fashion_painting import from_patches, load_fashion_diffusion, painter_of, to_patches
 from miniai.recipes.sheets import labelled_grid
 from miniai.train.fashion_mnist import load_fashion_mnist
 

@@ -25,14 +25,9 @@ from miniai.diffusion.sampling import find_sampler, fresh_noise
 from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_autoencoder import psnr
-from miniai.recipes.fashion_diffusion import (
-    N_CLASSES,
-    FashionDiffusionConfig,
-    load_fashion_diffusion,
-    painter_of,
-    to_patches,
-)
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig
 from miniai.recipes.fashion_latent import is_latent
+from miniai.recipes.fashion_painting import load_fashion_diffusion, painter_of, to_patches
 from miniai.recipes.sheets import labelled_grid
 from miniai.train.fashion_mnist import load_fashion_mnist
 

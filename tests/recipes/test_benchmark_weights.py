@@ -6,7 +6,7 @@ import torch
 
 from miniai.recipes.evaluate_fashion import named
 from miniai.recipes.fashion_classifier import accuracy, load_classifier
-from miniai.recipes.fashion_diffusion import load_fashion_diffusion, paint
+from miniai.recipes.fashion_painting import load_fashion_diffusion, paint
 from miniai.train.fashion_mnist import load_fashion_mnist
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"

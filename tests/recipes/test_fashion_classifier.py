@@ -154,3 +154,16 @@ def test_the_command_line_trains_and_says_what_is_missing(tmp_path: Path, capsys
         assert "apt-get install dataset-fashion-mnist" in error
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_network_that_fid_is_judged_by_has_512_features_of_a_padded_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "fashion-classifier", "--data", str(DATA), "--out", str(tmp_path), "--epochs", "0.01"]
+    assert run([*command, "--network", "six-level"]) == 0
+    capsys.readouterr()
+    judge = load_classifier(tmp_path, CPU)
+    assert judge.blocks(judge.conv_in(torch.zeros(2, 1, 32, 32))).shape == (2, 512, 1, 1)
+    assert run([*command[:4], "--out", str(tmp_path / "other"), "--network", "deep"]) == 2
+    assert capsys.readouterr().err == "error: --network deep: there are pooled, six-level\n"
+    assert not (tmp_path / "other").exists()

@@ -5,36 +5,32 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.diffusion.continuous_objectives import EDMObjective
 from miniai.nn.resnet import ResNetConfig
-from miniai.nn.unet2d import UNet2DConfig
+from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
-from miniai.recipes.fashion_diffusion import (
-    KINDS,
-    N_CLASSES,
-    RECIPES,
-    Kind,
-    from_patches,
-    load_fashion_diffusion,
-    paint,
-    to_patches,
-    train_fashion_diffusion,
-)
+from miniai.recipes.fashion_diffusion import train_fashion_diffusion
+from miniai.recipes.fashion_diffusion_config import KINDS, N_CLASSES, RECIPES, FashionDiffusionConfig, Kind
+from miniai.recipes.fashion_painting import edm_sigmas, from_patches, load_fashion_diffusion, paint, to_patches
+from miniai.recipes.training import initial_weights
+from miniai.recipes.unet_stage import init_unet
 from miniai.train.fashion_mnist import load_fashion_mnist
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
 CPU = torch.device("cpu")
 
 
-def tiny(kind: Kind) -> object:
+def tiny(kind: Kind) -> FashionDiffusionConfig:
     recipe = RECIPES[kind]
     model = UNet2DConfig(
         sample_size=recipe.model.sample_size,
@@ -92,6 +88,12 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     assert [path.stat().st_mtime_ns for path in kept] == written  # read, not computed again
     again = json.loads((tmp_path / "painter" / "evaluation.json").read_text())
     assert (again["calls"], again["churn"], again["fid_of_real"]) == (5, 5.0, found["fid_of_real"])
+    narrow = ["--guidance-scale", "2", "--guidance-interval", "0.5", "3"]
+    assert run(["evaluate", "fashion", *folders, "--n", "64", *narrow, "--out", str(tmp_path / "narrow")]) == 0
+    other = json.loads((tmp_path / "narrow" / "evaluation.json").read_text())
+    assert (other["guidance_interval"], again["guidance_interval"]) == ([0.5, 3.0], None)
+    assert run(["evaluate", "fashion", *folders, "--n", "64", "--guidance-interval", "3", "3"]) == 2
+    assert "guidance_interval" in capsys.readouterr().err
     assert run(["evaluate", "fashion", *folders, "--n", "64", "--churn", "5", "--sampler", "lms"]) == 2
     assert "--churn 5 is for the samplers euler and heun, not lms" in capsys.readouterr().err
 
@@ -183,6 +185,29 @@ def test_edm_draws_sigmas_where_the_paper_has_them_beside_the_datas_deviation() 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ddpm, ddim-cosine, edm, conditional"):
         train_fashion_diffusion("flow", tmp_path, data=DATA)
+
+
+def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:
+    config = tiny("conditional")
+    with initial_weights(0):
+        model = init_unet(UNet2DModel(config.model))
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.1)  # the recipe's last layer begins at zero: it would not hear
+    labels, seen = torch.arange(3), []
+
+    def painted(**options: Any) -> Tensor:
+        return paint(model, config, labels, seed=0, sampler="euler", n_steps=4, **options)
+
+    model.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    sigmas = edm_sigmas(4)
+    some = painted(guidance_scale=3.0, guidance_interval=(float(sigmas[2]), float(sigmas[1])))
+    assert seen == [3, 6, 3, 3]  # two answers a picture at the second level alone
+    assert not torch.equal(some, painted(guidance_scale=1.0))
+    everywhere = painted(guidance_scale=3.0)
+    assert torch.equal(everywhere, painted(guidance_scale=3.0, guidance_interval=(0.0, 100.0)))
+    assert not torch.equal(some, everywhere)
+    with pytest.raises(UserError, match="guidance_interval"):
+        painted(guidance_scale=3.0, guidance_interval=(2.0, 1.0))
 
 
 def test_class_10_is_no_class() -> None:

@@ -17,16 +17,11 @@ from miniai.cli import run
 from miniai.nn.resnet import ResNetConfig
 from miniai.recipes.fashion import save_model
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
-from miniai.recipes.fashion_diffusion import (
-    RECIPES,
-    FashionDiffusionConfig,
-    edm_sigmas,
-    load_fashion_diffusion,
-    paint,
-    train_fashion_diffusion,
-)
+from miniai.recipes.fashion_diffusion import train_fashion_diffusion
+from miniai.recipes.fashion_diffusion_config import RECIPES, FashionDiffusionConfig
 from miniai.recipes.fashion_distil import FashionDistilConfig, copy_of, distil_fashion, load_teacher, phases
 from miniai.recipes.fashion_latent import load_painter
+from miniai.recipes.fashion_painting import edm_sigmas, load_fashion_diffusion, paint
 from miniai.recipes.training import StageInterrupted
 
 STAGE = replace(FashionDistilConfig(RECIPES["edm"], "").stage, batch_size=16)

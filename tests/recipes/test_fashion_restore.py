@@ -13,7 +13,7 @@ from miniai.base.files import write_json
 from miniai.cli import run
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion import CONFIG, save_model
-from miniai.recipes.fashion_diffusion import RECIPES
+from miniai.recipes.fashion_diffusion_config import RECIPES
 from miniai.recipes.fashion_latent import FashionLatentConfig
 from miniai.recipes.fashion_restore import DAMAGES, restore, whole
 from miniai.recipes.unet_stage import init_unet

@@ -1,0 +1,91 @@
+"""The recipes of painted clothes: one network and one training for all; what differs is how noise is added, what is
+predicted, and how it is taken out."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from miniai.diffusion.continuous_objectives import EDMObjective
+from miniai.diffusion.schedule import ScheduleConfig
+from miniai.nn.unet2d import UNet2DConfig
+from miniai.recipes.fashion_unets import patch_unet, small_unet
+from miniai.recipes.text_to_image_config import StageConfig
+
+Kind = Literal["ddpm", "ddim-cosine", "edm", "conditional", "latent"]
+KINDS: tuple[Kind, ...] = ("ddpm", "ddim-cosine", "edm", "conditional")  # of pixels; `fashion_latent` has the other
+N_CLASSES = 10  # and class 10 stands for none
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
+
+
+@dataclass(frozen=True)
+class FashionDiffusionConfig:
+    """The whole recipe. `sampler`, `n_steps` and `guidance_scale` are how it is painted unless something else is asked
+    for; `drop_label` is the share of pictures trained without their class, where there are classes; `sigma_data` the
+    deviation of the pixels, which EDM scales by. `patch_size`: above 1 the network sees pictures without their padding,
+    the pixels of each patch of that many by that many as channels: see `to_patches`. A distilled network has `ladder`,
+    the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both."""
+
+    kind: Kind
+    model: UNet2DConfig = field(default_factory=small_unet)
+    stage: StageConfig = field(
+        default_factory=lambda: StageConfig(
+            share=1.0, batch_size=128, learning_rate=1e-3, warmup=0.05, decay_from=0.3, ema=0.999
+        )
+    )
+    sampler: str = "ddim"
+    n_steps: int = 100
+    guidance_scale: int | float = 1.0
+    drop_label: float = 0.1
+    sigma_data: float = 0.7
+    patch_size: int = 1
+    seed: int = 0
+    ladder: tuple[float, ...] = ()
+    guidance_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        n_values = self.patch_size**2
+        if self.kind != "latent" and (self.model.in_channels, self.model.out_channels) != (n_values, n_values):
+            raise ValueError(f"a network for patches of {self.patch_size} by {self.patch_size} has {n_values} channels")
+        if self.ladder and len(self.ladder) != self.n_steps + 1:
+            raise ValueError(f"a ladder of {self.n_steps} steps has {self.n_steps + 1} sigmas, not {len(self.ladder)}")
+        if (self.guidance_range is None) != (self.model.time_cond_proj_dim is None):
+            raise ValueError("guidance_range and the model's time_cond_proj_dim belong together")
+
+    @property
+    def is_edm(self) -> bool:
+        """Whether sigma is continuous and the network preconditioned as in Karras et al. 2022; else noise comes in the
+        timesteps of `schedule`."""
+        return self.kind in ("edm", "conditional")
+
+    @property
+    def edm_objective(self) -> EDMObjective:
+        """Sigmas where the paper has them (p_mean -1.2 at a deviation of 0.5), in units of the data's deviation."""
+        return EDMObjective(sigma_data=self.sigma_data, p_mean=-1.2 + math.log(self.sigma_data / 0.5))
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The discrete schedules. (EDM's is continuous.)"""
+        if self.kind == "ddpm":
+            return ScheduleConfig(beta_schedule="linear", prediction_type="epsilon")
+        return ScheduleConfig(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="epsilon" if self.kind == "ddim-cosine" else "v_prediction",
+            timestep_spacing="trailing",
+        )
+
+    @property
+    def knows_classes(self) -> bool:
+        return self.model.num_class_embeds is not None
+
+
+BY_MUON = StageConfig(
+    share=1.0, batch_size=128, learning_rate=3e-3, warmup=0.03, decay_from=0.3, ema=0.999, optimizer="muon"
+)
+RECIPES: dict[Kind, FashionDiffusionConfig] = {
+    "ddpm": FashionDiffusionConfig("ddpm", sampler="ddpm", n_steps=1000),
+    "ddim-cosine": FashionDiffusionConfig("ddim-cosine"),
+    "edm": FashionDiffusionConfig("edm", model=patch_unet(), stage=BY_MUON, patch_size=2, sampler="lms", n_steps=20),
+    "conditional": FashionDiffusionConfig(
+        *("conditional", patch_unet(N_CLASSES + 1), BY_MUON), patch_size=2, sampler="dpmpp_2m", n_steps=20
+    ),
+}
