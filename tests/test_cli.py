@@ -237,6 +237,7 @@ def test_a_bad_request_gets_one_line_and_exit_code_2_and_leaves_nothing(
         ["evaluate", "sampling", "--data", "nowhere", "--steps", "5,many"],
         ["evaluate", "sampling", "--data", "nowhere", "--guidance-scales", "-1"],
         ["evaluate", "sampling", "--data", "nowhere", "--samplers", "eulr"],
+        ["evaluate", "sampling", "--data", "nowhere", "--guidance-intervals", "3"],
     ],
     ids=" ".join,
 )

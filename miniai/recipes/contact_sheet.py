@@ -113,6 +113,8 @@ def paint(
     guidance_scale: float,
     sampler: str | None,
     seed: int,
+    *,
+    guidance_interval: tuple[int | float, int | float] | None = None,
 ) -> Iterator[Image.Image]:
     """One picture for each prompt, in order; picture i starts from the noise of seed + i."""
     generators: list[torch.Generator] = image_generators(seed, len(prompts))
@@ -123,6 +125,7 @@ def paint(
                 list(prompts[part]),
                 num_inference_steps=n_steps,
                 guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
                 sampler=sampler,
                 generator=generators[part],
             ).images

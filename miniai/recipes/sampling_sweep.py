@@ -4,39 +4,58 @@ Saved in `out`: sampling.json (a record for each setting), sampling.md (the tabl
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from miniai.base.errors import UserError
 from miniai.base.files import atomic_file, make_folder, read_json, write_json
 from miniai.base.plots import Line, curve_panels
-from miniai.diffusion.sampling import find_sampler, n_calls
+from miniai.diffusion.sampling import find_sampler
 from miniai.evaluate.fid import frechet_distance, moments
 from miniai.evaluate.retrieval import draw_candidates, largest_k, retrieved
 from miniai.recipes.contact_sheet import load_painter, paint
 from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.evaluator import Evaluator
 from miniai.recipes.judging import K, to_levels
+from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.request_checks import noise_interval
 from miniai.train.captions import CaptionedItem, load_images
 
+Interval = tuple[int | float, int | float] | None
 RESULTS, TABLE, PLOT = "sampling.json", "sampling.md", "sampling.png"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to paint. `guidance_scale` of 1 or less asks the network without guidance."""
+    """One way to paint. `guidance_scale` of 1 or less asks the network without guidance; `guidance_interval` are the
+    noise levels, as sigma, between which guidance acts (None: everywhere)."""
 
     sampler: str
     steps: int
     guidance_scale: int | float
+    guidance_interval: Interval = None
 
-    @property
-    def evaluations(self) -> int:
-        """How often the network sees a latent for one picture: guidance shows it two, with the prompt and without."""
-        return n_calls(find_sampler(self.sampler), self.steps) * (2 if self.guidance_scale > 1 else 1)
+    def paint(self, pipeline: StableDiffusionPipeline, texts: Sequence[str], seed: int) -> Iterator[Image.Image]:
+        return paint(
+            pipeline,
+            texts,
+            self.steps,
+            self.guidance_scale,
+            self.sampler,
+            seed,
+            guidance_interval=self.guidance_interval,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it; guidance everywhere is not mentioned."""
+        values = asdict(self)
+        interval = values.pop("guidance_interval")
+        return values if interval is None else {**values, "guidance_interval": list(interval)}
 
 
 class CaptionJudge:
@@ -63,19 +82,24 @@ def sampling_sweep(
     samplers: Sequence[str],
     step_counts: Sequence[int],
     guidance_scales: Sequence[int | float],
+    guidance_intervals: Sequence[Interval] = (None,),
 ) -> list[dict[str, Any]]:
-    """Paint the held-out captions by every sampler, in every number of steps, with every guidance scale.
+    """Paint the held-out captions by every sampler, in every number of steps, with every guidance scale, in every
+    interval of noise levels.
 
-    Returns the records that `out/sampling.json` then holds: the setting, evaluations of the network for a picture,
-    seconds a picture, retrieval, FID. It is written after each setting, and a setting that stands there for the same
-    model, judge, seed and captions is not painted again. Raises UserError for an unknown sampler, an empty list or
-    numbers out of range, and as `evaluate_text_to_image` does.
+    Returns the records that `out/sampling.json` then holds: the setting; how often the network sees a latent for one
+    picture (where there is guidance two a step, with the prompt and without); seconds a picture; retrieval; FID. It is
+    written after each setting, and a setting that stands there for the same model, judge, seed and captions is not
+    painted again. Raises UserError for an unknown sampler, an empty list or numbers out of range, and as
+    `evaluate_text_to_image` does.
     """
-    settings = [Setting(*one) for one in product(samplers, step_counts, guidance_scales)]
+    settings = [Setting(*one) for one in product(samplers, step_counts, guidance_scales, guidance_intervals)]
     if not settings or min(step_counts) < 1 or min(guidance_scales) < 0:
         raise UserError("samplers, steps and guidance scales need at least one each; steps above 0, scales not below")
     for name in samplers:
         find_sampler(name)
+    for interval in guidance_intervals:
+        noise_interval(interval)
     folder, heldout = asked.pictures()
     pipeline = load_painter(asked.model, asked.device)
     judge = asked.judge(folder, pipeline)
@@ -86,19 +110,27 @@ def sampling_sweep(
     kept = read_json(out / RESULTS) if (out / RESULTS).is_file() else []
     found: list[dict[str, Any]] = [one for one in kept if same.items() <= one.items()]
     for setting in settings:
-        this = {**asdict(setting), "evaluations": setting.evaluations, **same}
-        if any(this.items() <= one.items() for one in found):
+        if any(_is_of(one, {**setting.record(), **same}) for one in found):
             continue
-        started = time.monotonic()
         texts = [item.text for item in heldout]
-        painted = list(paint(pipeline, texts, setting.steps, setting.guidance_scale, setting.sampler, asked.seed))
-        seconds = (time.monotonic() - started) / len(painted)
-        found.append({**this, "seconds": round(seconds, 4), **measure.figures(painted)})
+        seen: list[int] = []
+        started = time.monotonic()
+        with pipeline.unet.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0]))):
+            painted = list(setting.paint(pipeline, texts, asked.seed))
+        costs = {"evaluations": sum(seen) / len(painted), "seconds": (time.monotonic() - started) / len(painted)}
+        rounded = {name: round(value, 4) for name, value in costs.items()}
+        found.append({**setting.record(), **same, **rounded, **measure.figures(painted)})
         write_json(out / RESULTS, found)
     with atomic_file(out / TABLE) as file:
         file.write(markdown(found).encode())
     draw(out / PLOT, found)
     return found
+
+
+def _is_of(record: Mapping[str, Any], setting: Mapping[str, Any]) -> bool:
+    """Whether a kept record is of this setting, model, judge and captions; without an interval, guidance was
+    everywhere."""
+    return setting.items() <= record.items() and ("guidance_interval" in record) == ("guidance_interval" in setting)
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -111,12 +143,17 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         cells = (
             one["sampler"],
             one["steps"],
-            f"{one['guidance_scale']:g}",
-            one["evaluations"],
+            _guidance(one),
+            f"{one['evaluations']:g}",
             f"{one['seconds']:.3f}",
         )
         rows.append(f"| {' | '.join(map(str, cells))} | {one['retrieval']:.3f} | {one['fid']:.2f} |")
     return "\n".join(rows) + "\n"
+
+
+def _guidance(record: Mapping[str, Any]) -> str:
+    low, high = record.get("guidance_interval") or (None, None)
+    return f"{record['guidance_scale']:g}" + ("" if low is None else f" from {low:g} to {high:g}")
 
 
 def draw(path: Path, found: Sequence[dict[str, Any]]) -> None:
@@ -125,7 +162,7 @@ def draw(path: Path, found: Sequence[dict[str, Any]]) -> None:
     for key, title in (("retrieval", "right caption, share"), ("fid", "FID")):
         lines: dict[str, dict[int, float]] = {}
         for one in found:
-            label = f"{one['sampler']}, guidance {one['guidance_scale']:g}"
+            label = f"{one['sampler']}, guidance {_guidance(one)}"
             lines.setdefault(label, {})[one["evaluations"]] = one[key]
         panels[title] = {label: (sorted(xy), [xy[x] for x in sorted(xy)]) for label, xy in lines.items()}
     curve_panels(path, panels, xlabel="evaluations of the network for a picture")

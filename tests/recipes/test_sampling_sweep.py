@@ -11,10 +11,9 @@ from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserError
 from miniai.recipes import sampling_sweep as sweep
-from miniai.recipes.contact_sheet import load_painter
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation
-from miniai.recipes.sampling_sweep import Setting, markdown, sampling_sweep
+from miniai.recipes.sampling_sweep import markdown, sampling_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")  # prompts beyond the tiny window
 CHOICES: dict[str, Any] = {"samplers": ["euler", "heun"], "step_counts": [2, 3], "guidance_scales": [1.0, 2.5]}
@@ -35,15 +34,31 @@ def run(place: Path, **choices: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "scale"), [("euler", 3, 2.5), ("heun", 3, 2.5), ("euler", 4, 1.0), ("pndm", 5, 2.0)]
+    ("sampler", "steps", "scale", "expected"),
+    [("euler", 3, 2.5, 6), ("heun", 3, 2.5, 10), ("euler", 4, 1.0, 4), ("pndm", 5, 2.0, 12)],
 )
 def test_evaluations_are_the_latents_that_the_network_is_shown(
-    place: Path, sampler: str, steps: int, scale: float
+    place: Path, tmp_path: Path, sampler: str, steps: int, scale: float, expected: int
 ) -> None:
-    pipeline, seen = load_painter(place / "model", "cpu"), []
-    pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    pipeline("a cat", num_inference_steps=steps, guidance_scale=scale, sampler=sampler)
-    assert sum(seen) == Setting(sampler, steps, scale).evaluations
+    judge: dict[str, Any] = {"evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny"}
+    asked = Evaluation(place / "model", place / "shapes", limit=4, **judge)
+    (one,) = sampling_sweep(asked, tmp_path, samplers=[sampler], step_counts=[steps], guidance_scales=[scale])
+    assert one["evaluations"] == expected
+
+
+def test_guidance_in_an_interval_is_a_setting_of_its_own_and_costs_less(place: Path, tmp_path: Path) -> None:
+    judge: dict[str, Any] = {"evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny"}
+    asked = Evaluation(place / "model", place / "shapes", limit=4, **judge)
+    lists: dict[str, Any] = {"samplers": ["euler"], "step_counts": [4], "guidance_scales": [3.0]}
+    everywhere = sampling_sweep(asked, tmp_path, **lists)
+    both = sampling_sweep(asked, tmp_path, **lists, guidance_intervals=[None, (0.5, 3.0)])
+    assert both[:1] == everywhere
+    assert both == sampling_sweep(asked, tmp_path, **lists, guidance_intervals=[(0.5, 3.0), None])
+    assert (both[0]["evaluations"], both[1]["guidance_interval"]) == (8, [0.5, 3.0])
+    assert 4 < both[1]["evaluations"] < 8
+    assert "| 3 from 0.5 to 3 |" in (tmp_path / "sampling.md").read_text()
+    with pytest.raises(UserError, match="guidance_interval"):
+        sampling_sweep(asked, tmp_path, **lists, guidance_intervals=[(3.0, 0.5)])
 
 
 def test_every_setting_is_measured_as_the_evaluation_measures_it_and_none_twice(
@@ -62,7 +77,7 @@ def test_every_setting_is_measured_as_the_evaluation_measures_it_and_none_twice(
 
     painted: list[int] = []
     paint = sweep.paint
-    monkeypatch.setattr(sweep, "paint", lambda *given: painted.append(given[2]) or paint(*given))
+    monkeypatch.setattr(sweep, "paint", lambda *given, **named: painted.append(given[2]) or paint(*given, **named))
     again = run(place, step_counts=[2, 3, 4])
     assert painted == [4] * 4  # two samplers, two scales: only what is new
     assert again[:8] == found
