@@ -3,6 +3,8 @@
     miniai data emoji --out data/emoji-core --styles noto,twemoji,fluent-emoji-flat --groups core
     miniai data emoji --out data/emoji-everyday --styles noto,twemoji,fluent-emoji-flat \\
         --groups "core,hand-*,hands" --combinations --colours                           for the trial `everyday`
+    miniai data emoji --out data/emoji-skin-tones --styles noto,twemoji,fluent-emoji-flat \\
+        --groups "core,hand-*,hands" --skin-tones                                       for the trial `skin-tones`
     miniai data openclipart --out data/clipart                                     for the trial `clipart`
     python benchmarks/trials.py --data data/emoji-core --out runs/trials            all of them, those done are kept
     python benchmarks/trials.py --data data/emoji-core --out runs/trials labels muon   these alone
@@ -60,6 +62,7 @@ from miniai.train.data import TensorDataset
 from miniai.train.learner import Objective
 
 PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
+EVERYDAY, SKIN_TONES, CLIPART = (Path("data") / name for name in ("emoji-everyday", "emoji-skin-tones", "clipart"))
 LEVELS = (300, 600, 900)  # timesteps at which errors are taken
 SMALLER = replace(SMALL.unet, block_out_channels=(96, 160), attention_head_dim=(3, 5))
 BASE = replace(SMALL, unet=SMALLER)
@@ -76,8 +79,8 @@ class Trial:
     alignment: float = 0.0
     flow: bool = False
     listener: Callable[[CLIPTextModel], nn.Module] | None = None
-    everyday: bool = False
-    clipart: bool = False
+    data: Path | None = None  # instead of --data
+    beside: Path | None = None  # as well
     vae: Callable[[VAELossConfig], Objective] | None = None
     new_vae: bool = False
     text_layers: int | None = None
@@ -157,8 +160,9 @@ TRIALS: dict[str, Trial] = {
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", listener=Pooled),
     "both": Trial("the tokens' vectors and the pooled one", listener=Both),
     "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
-    "everyday": Trial("1,484 pictures more: hands, combinations, colours", everyday=True),
-    "clipart": Trial("1,207 pieces of clip art more, a style of their own", clipart=True),
+    "everyday": Trial("1,484 pictures more: hands, combinations, colours", data=EVERYDAY),
+    "clipart": Trial("1,207 pieces of clip art more, a style of their own", beside=CLIPART),
+    "skin-tones": Trial("hands, and these and others in five skin tones more", data=SKIN_TONES),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
     "vae-equivariant": Trial(
@@ -194,8 +198,6 @@ class Bench:
     """What all trials share. `steps` is of batches of 128."""
 
     data: Path
-    more: Path
-    clipart: Path
     out: Path
     steps: int
     clip_steps: int
@@ -256,8 +258,8 @@ class Bench:
         print(f"{name}: {trial.why}", flush=True)
         config = trial.config(self.config)
         text_encoder, tokenizer, clip = self.text_encoder(trial.text_layers)
-        items = read_captioned_folder(self.more if trial.everyday else self.data).train
-        items += read_captioned_folder(self.clipart).train if trial.clipart else ()
+        items = read_captioned_folder(trial.data or self.data).train
+        items += () if trial.beside is None else read_captioned_folder(trial.beside).train
         images = load_images(items, config.image_size)
         vae = self.vae(trial, config, images, place / "vae")
         captions = [trial.captions(item) for item in items]
@@ -344,8 +346,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="TRIAL", help="which to run; all, if none is named")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-core"))
-    parser.add_argument("--more", type=Path, default=Path("data/emoji-everyday"), help="for the trial `everyday`")
-    parser.add_argument("--clipart", type=Path, default=Path("data/clipart"), help="for the trial `clipart`")
     parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     parser.add_argument("--steps", type=int, default=400, help="batches of 128 pictures that each sees")
     parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
@@ -362,8 +362,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no trial {unknown[0]}: see --list")
     device = pick_device(asked.device)
-    sets = (asked.data, asked.more, asked.clipart)
-    bench = Bench(*sets, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE)
+    bench = Bench(asked.data, asked.out, asked.steps, asked.clip_steps, asked.vae_steps, device, asked.evaluator, BASE)
     for path in asked.out.glob("*/trial.json"):
         if json.loads(path.read_text()).get("settings", bench.settings) != bench.settings:
             parser.error(f"{path} was made with other numbers of steps: choose another --out, or the same numbers")
