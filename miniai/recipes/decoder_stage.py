@@ -45,7 +45,8 @@ def painted_latents(
     captions = choose_captions(data.rows, data.counts, torch.Generator().manual_seed(seed))
     nothing = text_encoder(data.ids[-1:].to(device)).last_hidden_state
     parts = []
-    for start in trange(0, len(generators), BATCH, desc="painting for the decoder", unit="batch", disable=not progress):
+    hidden = None if progress else True  # None: on a terminal alone it is not
+    for start in trange(0, len(generators), BATCH, desc="painting for the decoder", unit="batch", disable=hidden):
         part = slice(start, start + BATCH)
         texts = text_encoder(data.ids[captions[part]].to(device)).last_hidden_state
         with autocast(device):

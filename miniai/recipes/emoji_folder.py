@@ -81,8 +81,9 @@ def in_parallel(make: Callable[[Item], Made], items: Sequence[Item], n_jobs: int
     """What `make` makes of each, in threads: the renderer lets go of the interpreter. Ctrl-C stops it at once."""
     with ThreadPoolExecutor(n_jobs) as pool:
         making = pool.map(make, items)
+        hidden = None if progress else True  # None: on a terminal alone it is not
         try:
-            return list(tqdm(making, total=len(items), desc="drawing", unit="picture", disable=not progress))
+            return list(tqdm(making, total=len(items), desc="drawing", unit="picture", disable=hidden))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # not after the queue
 
