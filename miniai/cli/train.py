@@ -1,7 +1,7 @@
 """`miniai train`: train models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -97,6 +97,13 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         out: Annotated[Path, typer.Option(help="Folder of the training: weights, config, log, curves, samples.")],
         data: FashionData = None,
         epochs: FashionEpochs = 25,
+        init: Annotated[
+            Path | None,
+            typer.Option(help="Folder of a finished training to go on from.", show_default="random weights"),
+        ] = None,
+        learning_rate: Annotated[
+            float | None, typer.Option(help="Highest rate of the optimizer.", show_default="the recipe's")
+        ] = None,
         resume: Resume = False,
         device: Device = "auto",
         compile_: Annotated[
@@ -104,10 +111,12 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         ] = False,
     ) -> None:
         from miniai.recipes.fashion_diffusion import train_fashion_diffusion as train
+        from miniai.recipes.fashion_diffusion_config import recipe
 
+        ways: dict[str, Any] = {"compiler": "inductor" if compile_ else None, "init": init}
+        config = recipe(kind, learning_rate)
         with stage_stops():
-            compiler = "inductor" if compile_ else None
-            train(kind, out, data=data, epochs=epochs, resume=resume, device=device, compiler=compiler)
+            train(kind, out, data=data, epochs=epochs, resume=resume, device=device, config=config, **ways)
         typer.echo(out)
 
     app.command(f"fashion-{kind}", help=text)(command)

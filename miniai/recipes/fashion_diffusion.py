@@ -19,8 +19,8 @@ from miniai.diffusion.objectives import DiffusionObjective, drop_condition
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import PADDING, as_sheet, is_trained, load_both, save_model, start_run
-from miniai.recipes.fashion_diffusion_config import KINDS, N_CLASSES, RECIPES, FashionDiffusionConfig
-from miniai.recipes.fashion_painting import paint, to_patches
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig, recipe
+from miniai.recipes.fashion_painting import load_fashion_diffusion, paint, to_patches
 from miniai.recipes.training import StageRun, check_compiler, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.data import TensorDataset
@@ -64,27 +64,32 @@ def train_fashion_diffusion(
     device: str = "auto",
     config: FashionDiffusionConfig | None = None,
     compiler: str | None = None,
+    init: Path | None = None,
 ) -> StageRun:
-    """Train the recipe `kind` in `out`: weights, config, log, loss curve and grids of samples over time. `compiler` is
-    a backend of torch.compile, "inductor" as a rule: minutes to begin with, then more pictures a second.
+    """Train the recipe `kind` in `out`: weights, config, log, loss curve and grids of samples over time.
 
-    Raises UserError if there is no such recipe, the data is not there, `out` is in use, or there is nothing to compile
-    with.
+    - compiler: a backend of torch.compile, "inductor" as a rule: minutes to begin with, then more pictures a second.
+    - init: the folder of a finished training whose weights are the first ones here, instead of random ones; the rate
+      rises and falls anew.
+
+    Raises UserError if there is no such recipe, the data is not there, `out` is in use, `init` has another network, or
+    there is nothing to compile with.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown recipe {kind!r}: there are {', '.join(KINDS)}")
-    config = config or RECIPES[kind]
+    config = config or recipe(kind)
     train, _ = load_both(data)
     place = pick_device(device)
     if compiler is not None:
         check_compiler(compiler, place)
         if n_launched() > 1:
             raise UserError("--compile is for a training in one process: leave it out under a launcher of several")
+    start = None if init is None else load_fashion_diffusion(init, place)
+    if start is not None and start[1].model != config.model:
+        raise UserError(f"{init} has another network than fashion-{kind}: its training cannot go on here")
     run = start_run("diffusion", out, config, epochs, len(train), config.stage.batch_size, place, resume)
     if is_trained(run):
         return run
     with initial_weights(config.seed):
-        model = init_unet(UNet2DModel(config.model))
+        model = init_unet(UNet2DModel(config.model)) if start is None else start[0].train()
 
     def show(path: Path) -> None:
         labels = torch.arange(20) % N_CLASSES

@@ -2,9 +2,10 @@
 predicted, and how it is taken out."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from miniai.base.errors import UserError
 from miniai.diffusion.continuous_objectives import EDMObjective
 from miniai.diffusion.schedule import ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig
@@ -89,3 +90,16 @@ RECIPES: dict[Kind, FashionDiffusionConfig] = {
         *("conditional", patch_unet(N_CLASSES + 1), BY_MUON), patch_size=2, sampler="dpmpp_2m", n_steps=20
     ),
 }
+
+
+def recipe(kind: str, learning_rate: float | None = None) -> FashionDiffusionConfig:
+    """The recipe of that name, at another rate if one is given. Raises UserError if there is none, or for a rate that
+    is not above 0."""
+    if kind not in KINDS:
+        raise UserError(f"unknown recipe {kind!r}: there are {', '.join(KINDS)}")
+    config = RECIPES[kind]
+    if learning_rate is None:
+        return config
+    if not 0 < learning_rate < math.inf:
+        raise UserError(f"--learning-rate {learning_rate:g} is not possible: give a number above 0")
+    return replace(config, stage=replace(config.stage, learning_rate=learning_rate))

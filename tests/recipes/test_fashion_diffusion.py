@@ -187,6 +187,25 @@ def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path: Path) -> None
         train_fashion_diffusion("flow", tmp_path, data=DATA)
 
 
+def test_a_training_goes_on_from_the_weights_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, still = tiny("conditional"), replace(tiny("conditional").stage, learning_rate=1e-30, ema=0.5)
+    train_fashion_diffusion("conditional", tmp_path / "first", data=DATA, epochs=0.2, config=config)
+    on = replace(config, stage=still)
+    train_fashion_diffusion("conditional", tmp_path / "on", data=DATA, epochs=0.1, config=on, init=tmp_path / "first")
+    train_fashion_diffusion("conditional", tmp_path / "anew", data=DATA, epochs=0.1, config=on)
+    first, again, anew = (
+        load_fashion_diffusion(tmp_path / name, CPU)[0].state_dict() for name in ("first", "on", "anew")
+    )
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    assert not all(torch.equal(weight, anew[name]) for name, weight in first.items())
+    command = ["train", "fashion-edm", "--data", str(DATA), "--out", str(tmp_path / "other")]
+    assert run([*command, "--init", str(tmp_path / "first")]) == 2
+    assert "has another network than fashion-edm" in capsys.readouterr().err
+    assert run([*command, "--learning-rate", "0"]) == 2
+    assert "--learning-rate 0 is not possible" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:
     config = tiny("conditional")
     with initial_weights(0):
