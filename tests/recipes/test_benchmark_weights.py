@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from miniai.recipes.evaluate_fashion import named
@@ -14,9 +15,14 @@ WEIGHTS = Path(__file__).parents[2] / "benchmarks" / "weights"
 CPU = torch.device("cpu")
 
 
-def test_the_classifier_names_real_clothes_and_reads_painted_ones_as_they_were_asked_for() -> None:
-    classifier = load_classifier(WEIGHTS / "fashion-classifier", CPU)
+@pytest.mark.parametrize("name", ["fashion-classifier", "fashion-judge"])
+def test_each_classifier_names_real_clothes(name: str) -> None:
+    classifier = load_classifier(WEIGHTS / name, CPU)
     assert accuracy(classifier, load_fashion_mnist("test", DATA), CPU)["accuracy"] > 0.9
+
+
+def test_the_judge_reads_painted_clothes_as_they_were_asked_for() -> None:
+    classifier = load_classifier(WEIGHTS / "fashion-judge", CPU)
     network, config = load_fashion_diffusion(WEIGHTS / "fashion-conditional", CPU)
     labels = torch.arange(20) % 10
     painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=12)
