@@ -29,7 +29,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.decoder_stage import painted_latents, train_decoder
 from miniai.recipes.model_card import commands, data_card, write_model_card
-from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
+from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig, gentler
 from miniai.recipes.training import StageRun, check_compiler
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
@@ -67,7 +67,8 @@ def train_text_to_image(
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
     - stages: which of `STAGES` to run (None: all); those before must have been finished.
     - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder,
-      U-Net and decoder go on learning from `data`, and its whole VAE only if `stages` names it.
+      U-Net and decoder go on learning from `data`, more gently than from nothing, and its whole VAE only if `stages`
+      names it.
     - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
     - compiler: put the U-Net through torch.compile with this backend, "inductor" as a rule: minutes to begin with, then
       more pictures a second.
@@ -80,7 +81,7 @@ def train_text_to_image(
     stages = _checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
     if (minutes is None) == (steps is None):
         raise UserError("give either the minutes to train or the steps of each stage")
-    config = _config(out, resume, size, config_file, seed)
+    config = _config(out, resume, size, config_file, seed, going_on=init is not None)
     torch_device = pick_device(device)
     if compiler is not None:
         check_compiler(compiler, torch_device)
@@ -284,7 +285,9 @@ def _checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in stages)
 
 
-def _config(out: Path, resume: bool, size: str, config_file: Path | None, seed: int | None) -> TextToImageConfig:
+def _config(
+    out: Path, resume: bool, size: str, config_file: Path | None, seed: int | None, going_on: bool
+) -> TextToImageConfig:
     saved = out / "config.json"
     if saved.is_file() and not resume:
         raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")
@@ -292,7 +295,7 @@ def _config(out: Path, resume: bool, size: str, config_file: Path | None, seed: 
         config_file = saved
     if size not in SIZES:
         raise UserError(f"unknown size {size!r}: there are {', '.join(SIZES)}")
-    config = SIZES[size]
+    config = gentler(SIZES[size]) if going_on else SIZES[size]
     if config_file is not None:
         config = config_from_dict(TextToImageConfig, read_json(config_file), str(config_file))
     return config if seed is None else replace(config, seed=seed)

@@ -169,7 +169,7 @@ SMALL = TextToImageConfig(
     vae_loss=VAELossConfig(equivariant=0.5),
     vae_stage=StageConfig(share=0.18, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
     clip_stage=StageConfig(share=0.14, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
-    unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=7e-4, ema=0.999, decay_from=0.4, optimizer="muon"),
+    unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=2e-3, ema=0.999, decay_from=0.4, optimizer="muon"),
 )
 
 TINY = replace(
@@ -213,3 +213,11 @@ TINY = replace(
 )
 
 SIZES = {"small": SMALL, "tiny": TINY}
+
+GOING_ON = 0.5  # of the U-Net's learning rate; at all of it and more a trained one forgets first
+
+
+def gentler(config: TextToImageConfig) -> TextToImageConfig:
+    """The recipe for a U-Net that has learned already."""
+    stage = config.unet_stage
+    return replace(config, unet_stage=replace(stage, learning_rate=GOING_ON * stage.learning_rate))

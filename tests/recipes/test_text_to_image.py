@@ -112,6 +112,12 @@ def test_a_model_can_go_on_from_another_which_keeps_its_encoder(data: Path, trai
     assert moved & set(before["text_encoder"])
     assert StableDiffusionPipeline.from_pretrained(out / "model")("a red line", num_inference_steps=2).images
     assert "--init" in (out / "model" / "README.md").read_text()
+    rates = [
+        json.loads((folder / "config.json").read_text())["unet_stage"]["learning_rate"] for folder in (trained, out)
+    ]
+    train_text_to_image(data, out, steps=3, init=trained / "model", device="cpu", resume=True)
+    rates.append(json.loads((out / "config.json").read_text())["unet_stage"]["learning_rate"])
+    assert rates == [2e-3, 1e-3, 1e-3]  # gentler, once
 
 
 def test_the_vae_goes_on_too_if_the_stages_name_it(data: Path, trained: Path, tmp_path: Path) -> None:
