@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,18 +31,18 @@ from miniai.train.captions import CaptionedFolder, load_images, read_captioned_f
 Change = Callable[[StageConfig], StageConfig]
 
 
-def by_muon(times: float) -> Change:
-    """The stage by Muon, at so many times its learning rate."""
-    return lambda stage: replace(stage, optimizer="muon", learning_rate=times * stage.learning_rate)
+def by(optimizer: Literal["adamw", "muon"], times: float = 1.0) -> Change:
+    """The stage by that optimizer, at so many times its learning rate."""
+    return lambda stage: replace(stage, optimizer=optimizer, learning_rate=times * stage.learning_rate)
 
 
 TRIALS: dict[str, Change] = {
-    "vae": lambda stage: stage,
-    "vae-muon": by_muon(1.0),
-    "vae-muon-x3": by_muon(3.0),
-    "clip": lambda stage: stage,
-    "clip-muon": by_muon(1.0),
-    "clip-muon-x3": by_muon(3.0),
+    "vae": by("adamw"),
+    "vae-muon": by("muon"),
+    "vae-muon-x3": by("muon", 3.0),
+    "clip": by("adamw"),
+    "clip-muon": by("muon"),
+    "clip-muon-x3": by("muon", 3.0),
 }
 
 

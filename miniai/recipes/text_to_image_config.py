@@ -167,8 +167,10 @@ SMALL = TextToImageConfig(
         use_linear_projection=True,
     ),
     vae_loss=VAELossConfig(equivariant=0.5),
-    vae_stage=StageConfig(share=0.18, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995),
-    clip_stage=StageConfig(share=0.14, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05),
+    vae_stage=StageConfig(share=0.18, batch_size=24, learning_rate=1e-3, weight_decay=0.0, ema=0.995, optimizer="muon"),
+    clip_stage=StageConfig(
+        share=0.14, batch_size=64, learning_rate=7e-4, weight_decay=0.1, ema=0.995, warmup=0.05, optimizer="muon"
+    ),
     unet_stage=StageConfig(share=0.60, batch_size=128, learning_rate=2e-3, ema=0.999, decay_from=0.4, optimizer="muon"),
 )
 
