@@ -118,6 +118,8 @@ def painter_of(
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     interval = noise_interval(guidance_interval)
     check_distilled(config, method.name, steps, scale, churn)
+    if config.guidance_range is not None and guidance_interval is not None:
+        raise UserError("this network was distilled with its guidance, at all noise levels: leave the interval out")
     device = model.conv_in.weight.device
     schedule = None if config.is_edm else NoiseSchedule(config.schedule)
     if schedule is None:

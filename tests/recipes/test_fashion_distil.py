@@ -168,6 +168,8 @@ def test_scales_beyond_what_was_distilled_are_refused(student: Path) -> None:
     painter, _ = load_painter(student, CPU)
     with pytest.raises(UserError, match=r"guidance scales from 1 to 2\.5, not 3"):
         painter(torch.arange(2), seed=0, guidance_scale=3.0)
+    with pytest.raises(UserError, match="leave the interval out"):
+        painter(torch.arange(2), seed=0, guidance_interval=(0.2, 3.0))
 
 
 REFUSED = {
