@@ -4,6 +4,7 @@ The recipes stand in `fashion_diffusion_config`, how the trained networks paint 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import make_folder
+from miniai.base.files import make_folder, read_json
 from miniai.base.images import save_png
 from miniai.diffusion.objectives import DiffusionObjective, drop_condition
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.unet2d import UNet2DModel
-from miniai.recipes.fashion import PADDING, as_sheet, is_trained, load_both, save_model, start_run
+from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, save_model, start_run
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig, recipe
 from miniai.recipes.fashion_painting import load_fashion_diffusion, paint, to_patches
 from miniai.recipes.training import StageRun, check_compiler, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
+from miniai.train.checkpoint import checkpoints
 from miniai.train.data import TensorDataset
 from miniai.train.distributed import n_launched
 
@@ -70,7 +72,7 @@ def train_fashion_diffusion(
 
     - compiler: a backend of torch.compile, "inductor" as a rule: minutes to begin with, then more pictures a second.
     - init: the folder of a finished training whose weights are the first ones here, instead of random ones; the rate
-      rises and falls anew.
+      rises and falls anew. The config keeps it, so that a `resume` need not name it again.
 
     Raises UserError if there is no such recipe, the data is not there, `out` is in use, `init` has another network, or
     there is nothing to compile with.
@@ -82,9 +84,11 @@ def train_fashion_diffusion(
         check_compiler(compiler, place)
         if n_launched() > 1:
             raise UserError("--compile is for a training in one process: leave it out under a launcher of several")
-    start = None if init is None else load_fashion_diffusion(init, place)
+    init = _kept_init(out) if init is None and resume else init
+    start = None if init is None or checkpoints(out / "checkpoints") else load_fashion_diffusion(init, place)
     if start is not None and start[1].model != config.model:
         raise UserError(f"{init} has another network than fashion-{kind}: its training cannot go on here")
+    config = replace(config, init=None if init is None else str(init))
     run = start_run("diffusion", out, config, epochs, len(train), config.stage.batch_size, place, resume)
     if is_trained(run):
         return run
@@ -100,3 +104,9 @@ def train_fashion_diffusion(
     run_stage(run, config.stage, model, items, FashionObjective(config, compiler), config.seed, sample=show)
     save_model(model, out)
     return run
+
+
+def _kept_init(out: Path) -> Path | None:
+    """The folder that the training in `out` began from, if its config names one."""
+    kept = read_json(out / CONFIG) if (out / CONFIG).is_file() else {}
+    return Path(kept["init"]) if isinstance(kept, dict) and kept.get("init") else None

@@ -24,7 +24,8 @@ class FashionDiffusionConfig:
     for; `drop_label` is the share of pictures trained without their class, where there are classes; `sigma_data` the
     deviation of the pixels, which EDM scales by. `patch_size`: above 1 the network sees pictures without their padding,
     the pixels of each patch of that many by that many as channels: see `to_patches`. A distilled network has `ladder`,
-    the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both."""
+    the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both. `init` is the
+    folder of the training whose weights this one began with, if any."""
 
     kind: Kind
     model: UNet2DConfig = field(default_factory=small_unet)
@@ -42,6 +43,7 @@ class FashionDiffusionConfig:
     seed: int = 0
     ladder: tuple[float, ...] = ()
     guidance_range: tuple[float, float] | None = None
+    init: str | None = None
 
     def __post_init__(self) -> None:
         n_values = self.patch_size**2

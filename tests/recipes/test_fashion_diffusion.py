@@ -198,6 +198,11 @@ def test_a_training_goes_on_from_the_weights_of_another(tmp_path: Path, capsys: 
     )
     assert all(torch.equal(weight, again[name]) for name, weight in first.items())
     assert not all(torch.equal(weight, anew[name]) for name, weight in first.items())
+    (tmp_path / "killed").mkdir()  # before its first checkpoint: there is its config alone
+    (tmp_path / "killed" / "config.json").write_text((tmp_path / "on" / "config.json").read_text())
+    train_fashion_diffusion("conditional", tmp_path / "killed", data=DATA, epochs=0.1, config=on, resume=True)
+    resumed = load_fashion_diffusion(tmp_path / "killed", CPU)[0].state_dict()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in first.items())
     command = ["train", "fashion-edm", "--data", str(DATA), "--out", str(tmp_path / "other")]
     assert run([*command, "--init", str(tmp_path / "first")]) == 2
     assert "has another network than fashion-edm" in capsys.readouterr().err
