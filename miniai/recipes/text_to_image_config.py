@@ -72,8 +72,9 @@ class TextToImageConfig:
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
     lets the text encoder go on learning with the U-Net and after it, else CLIP's is frozen and texts are encoded only
     once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
-    `words_shift` is the same while captions learn from one another, and `words_share` how much of what they learned
-    is kept."""
+    `words_shift` is the same while captions learn from one another; `words_needy` of these are drawn in proportion to
+    how far they are from what they should mean, to the power `words_power`; `words_share` is how much of what they
+    learned is kept."""
 
     image_size: int
     window: int
@@ -87,7 +88,7 @@ class TextToImageConfig:
     unet_stage: StageConfig
     words_stage: StageConfig = field(
         default_factory=lambda: StageConfig(
-            share=0.05, batch_size=32, learning_rate=1e-3, warmup=0.05, decay_from=0.4, ema=0.99
+            share=0.05, batch_size=32, learning_rate=7e-4, warmup=0.05, decay_from=0.4, ema=0.99
         )
     )
     decoder_stage: StageConfig = field(
@@ -105,7 +106,9 @@ class TextToImageConfig:
     weighting: Weighting = "min_snr_plus_one"
     timestep_shift: float = 2.5
     words_shift: float = 5.0
-    words_share: float = 0.6
+    words_needy: float = 0.5
+    words_power: float = 0.75
+    words_share: float = 1.0
     drop_text: float = 0.1
     train_text: bool = True
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way

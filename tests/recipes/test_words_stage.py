@@ -6,20 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.transformer import BasicTransformerBlock
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.clip_stage import CaptionTable
 from miniai.recipes.text_to_image_config import TINY
 from miniai.recipes.training import StageRun
 from miniai.recipes.unet_stage import Latents
-from miniai.recipes.words_stage import PupilAndTeacher, WordsObjective, alike, can_teach, record_questions, train_words
+from miniai.recipes.words_stage import (
+    PupilAndTeacher,
+    WordsObjective,
+    alike,
+    can_teach,
+    find_need,
+    pairs_of,
+    record_questions,
+    train_words,
+)
 from miniai.sd.tokenizer import CLIPTokenizer
 
 CONFIG = replace(TINY, text=replace(TINY.text, vocab_size=20, max_position_embeddings=6))
 CPU = torch.device("cpu")
-Given = tuple[PupilAndTeacher, list[Tensor], Latents, UNet2DConditionModel]
+Given = tuple[PupilAndTeacher, WordsObjective, Latents, UNet2DConditionModel]
 
 
 def given(n: int, n_captions: int) -> Given:
@@ -30,39 +39,41 @@ def given(n: int, n_captions: int) -> Given:
     data = Latents(latents, rows, torch.full((n,), n_captions), ids, torch.zeros(0, 6, 32))
     text_encoder, unet = CLIPTextModel(CONFIG.text), UNet2DConditionModel(CONFIG.unet)
     listeners, questions = record_questions(unet, text_encoder, data, CONFIG, CPU)
-    return PupilAndTeacher(text_encoder, listeners), questions, data, unet
+    pairs = torch.stack([rows[:, :1].expand_as(rows), rows], dim=-1).flatten(0, 1)
+    return PupilAndTeacher(text_encoder, listeners, len(pairs)), WordsObjective(questions, ids, pairs), data, unet
 
 
-def loss(model: PupilAndTeacher, questions: list[Tensor], data: Latents, drop_text: float = 0.0) -> Tensor:
-    objective = WordsObjective(questions, data.ids, drop_text, CPU)
-    return objective(model, (data.rows, data.counts), torch.Generator().manual_seed(3))
+def loss(model: PupilAndTeacher, objective: WordsObjective, drop_text: float = 0.0) -> float:
+    """Over all pairs once."""
+    objective.drop_text = drop_text
+    return float(objective(model, torch.arange(len(objective.pairs)), torch.Generator().manual_seed(3)).detach())
 
 
 def test_where_there_is_one_caption_there_is_nothing_to_learn() -> None:
-    model, questions, data, _ = given(8, 1)
-    assert float(loss(model, questions, data)) < 1e-10
-    model, questions, data, _ = given(8, 4)
-    assert float(loss(model, questions, data)) > 1e-4
-    assert float(loss(model, questions, data, drop_text=1.0)) < 1e-10  # both read the empty prompt
+    model, objective, _, _ = given(8, 1)
+    assert loss(model, objective) < 1e-10
+    model, objective, _, _ = given(8, 4)
+    assert loss(model, objective) > 1e-4
+    assert loss(model, objective, drop_text=1.0) < 1e-10  # both read the empty prompt
 
 
 def test_the_teacher_reads_the_first_caption_and_the_pupil_any() -> None:
     """Where captions differ from the first in nothing but their number, a pupil that is the teacher has nothing to
     learn, and one that is not has; what the teacher is moves the target."""
-    model, questions, data, _ = given(8, 3)
-    first = data.ids[data.rows[:, :1].expand(8, 3).flatten()]
-    data = replace(data, ids=torch.cat([first, data.ids[-1:]]))
-    assert float(loss(model, questions, data)) < 1e-10
+    model, objective, data, _ = given(8, 3)
+    data.ids[:-1] = data.ids[objective.pairs[:, 0]]
+    assert loss(model, objective) < 1e-10
     with torch.no_grad():
         model.pupil.text_model.embeddings.token_embedding.weight.normal_()
-    assert float(loss(model, questions, data)) > 1e-4
+    assert loss(model, objective) > 1e-4
     model.teacher.load_state_dict(model.pupil.state_dict())
-    assert float(loss(model, questions, data)) < 1e-10
+    assert loss(model, objective) < 1e-10
 
 
 def test_only_the_pupil_learns_and_then_the_unet_says_of_any_caption_what_it_says_of_the_first() -> None:
-    model, questions, data, unet = given(8, 2)
+    model, objective, data, unet = given(8, 2)
     x, t = torch.randn(8, 4, 8, 8), torch.full((8,), 900.0)
+    everything = torch.arange(16)
 
     @torch.no_grad()
     def difference() -> float:
@@ -72,20 +83,89 @@ def test_only_the_pupil_learns_and_then_the_unet_says_of_any_caption_what_it_say
         )
         return float((said - meant).norm() / meant.norm())
 
-    loss(model, questions, data).backward()
+    objective(model, everything, torch.Generator().manual_seed(3)).backward()
     assert {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None} == {"pupil"}
     optimizer = torch.optim.Adam(model.pupil.parameters(), 3e-3)
     before = difference()
-    objective = WordsObjective(questions, data.ids, 0.0, CPU)
     for step in range(150):
         optimizer.zero_grad()
-        objective(model, (data.rows, data.counts), torch.Generator().manual_seed(step)).backward()
+        objective(model, everything, torch.Generator().manual_seed(step)).backward()
         optimizer.step()
     assert difference() < 0.3 * before
 
 
+def test_a_caption_needs_what_separates_it_from_the_first() -> None:
+    """Against each layer asked by itself, a caption at a time; one that is read as the first is needs nothing."""
+    model, objective, data, _ = given(4, 3)
+    data.ids[data.rows[2, 1]] = data.ids[data.rows[2, 0]]
+    find_need(model, objective)
+    said = [[model.teacher(data.ids[row][None]).last_hidden_state for row in pair] for pair in objective.pairs]
+    expected = torch.zeros(12)
+    for listener, part in zip(model.listeners, objective.questions, strict=True):
+        asked = part[:: -(-len(part) // 48)][None]
+        read = [[listener(asked, text, onto=torch.zeros_like(asked)) for text in texts] for texts in said]
+        size = torch.stack([first.square().mean() for first, _ in read]).mean()
+        expected += torch.stack([(a - b).square().mean() for a, b in read]) / size / len(objective.questions)
+    torch.testing.assert_close(model.need, expected, rtol=1e-4, atol=1e-9)
+    assert [i for i in range(12) if model.need[i] < 1e-10] == [0, 3, 6, 7, 9]
+
+
+def test_captions_are_drawn_in_proportion_to_the_power_of_their_need() -> None:
+    """Half of a batch is drawn: of eight draws one in ten falls on the second pair, the others on the third."""
+    model, objective, _, _ = given(2, 2)
+    objective.share, objective.power, n_drawn = 0.5, 2.0, 0
+    need = torch.tensor([0.0, 1.0, 3.0, 0.0])
+    for step in range(300):
+        model.need.copy_(need)
+        objective(model, torch.zeros(16, dtype=torch.long), torch.Generator().manual_seed(step))
+        read = (model.need != need).tolist()  # the first pair's stays 0: the other half of the batch is that alone
+        assert not read[3]
+        n_drawn += read[1]
+    assert n_drawn / 300 == pytest.approx(1 - 0.9**8, abs=0.115)  # four standard errors
+
+
+def test_what_was_read_is_the_need_from_then_on() -> None:
+    model, objective, _, _ = given(2, 2)
+    model.need.fill_(7.0)
+    assert loss(model, objective) == pytest.approx(float(model.need.mean()), rel=1e-5)
+    assert model.need[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-10)
+    model.need.fill_(7.0)
+    loss(model, objective, drop_text=1.0)
+    assert model.need.tolist() == [7.0] * 4  # all were the empty prompt
+
+
+def test_a_rare_caption_that_is_read_as_something_else_is_learned_sooner_when_drawn_by_need() -> None:
+    """Of 32 pictures one has a caption unlike its first, among ten that are the same: drawn evenly, one in 320."""
+    left = {}
+    for share in (0.0, 0.5):
+        model, objective, data, _ = given(32, 10)
+        odd = data.ids[data.rows[7, 4]].clone()
+        data.ids[:-1] = data.ids[objective.pairs[:, 0]]
+        data.ids[data.rows[7, 4]] = odd
+        find_need(model, objective)
+        assert int(model.need.argmax()) == 74
+        objective.share, objective.power = share, 0.75
+        optimizer = torch.optim.Adam(model.pupil.parameters(), 1e-3)
+        for step in range(25):
+            optimizer.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            objective(model, torch.randint(320, (8,), generator=generator), generator).backward()
+            optimizer.step()
+        find_need(model, objective)
+        left[share] = float(model.need[74])
+    assert left[0.5] < 0.5 * left[0.0]
+
+
+def test_pairs_are_each_first_caption_beside_its_own_once() -> None:
+    tokenizer = CLIPTokenizer.train(["a bee", "a honeybee"], 530, 6)
+    table = CaptionTable([["a", "b", "b"], ["c"], ["a", "d"]], tokenizer)
+    said = [(table.texts[first], table.texts[caption]) for first, caption in pairs_of(table).tolist()]
+    assert said == [("a", "a"), ("a", "b"), ("a", "d"), ("c", "c")]
+
+
 def test_the_questions_are_what_each_layer_is_asked_and_the_unet_is_as_it_was() -> None:
-    model, questions, data, unet = given(3, 1)
+    model, objective, data, unet = given(3, 1)
+    questions = objective.questions
     blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
     assert [part.shape for part in questions] == [
         (3 * 64, 32),
