@@ -9,6 +9,7 @@ Packed as a convolution it may lay them out again at each call, and slowly: with
 slow as a plain one (benchmarks/results/packed_layers.md). So it is packed as the linear layer that it is.
 """
 
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +22,17 @@ Module = TypeVar("Module", bound=nn.Module)
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def can_pack() -> bool:
-    """Whether this PyTorch has oneDNN's kernels for packed weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+@lru_cache
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this PyTorch has oneDNN's kernels for packed weights, and this CPU the instructions that they need:
+    those for bfloat16 need AVX-512 or its like."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return False
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.ones(1, 1, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def pack_weights(model: Module) -> Module:
@@ -31,13 +40,13 @@ def pack_weights(model: Module) -> Module:
 
     The layers then compute what they did before, up to rounding; `state_dict`, `load_state_dict` and `to` work as
     before, in plain weights. Packed weights are buffers and do not learn, though gradients flow through to the inputs;
-    `unpack_weights` undoes it. Where packing is not possible (another device, float16, padding by other than a given
-    number of zeros, a PyTorch without oneDNN), a layer stays as it is. Each plain weight is let go of before the next
-    is packed: twice the memory is never needed. The same forms are used on every CPU: whether it has AMX changes
-    nothing but oneDNN's choice of instructions.
+    `unpack_weights` undoes it. Where packing is not possible (another device, float16, bfloat16 on a CPU without
+    AVX-512, padding by other than a given number of zeros, a PyTorch without oneDNN), a layer stays as it is. Each
+    plain weight is let go of before the next is packed: twice the memory is never needed. The same forms are used on
+    every CPU that can: whether it has AMX changes nothing but oneDNN's choice of instructions.
     """
     layer: Any
-    for layer in model.modules() if can_pack() else ():
+    for layer in model.modules():
         form = _packed_form(layer)
         if form is not None and _packable(layer.weight):
             weight = layer.weight.detach()
@@ -73,7 +82,7 @@ def plus(layer: nn.Module, x: Tensor, addend: Tensor) -> Tensor:
 
 
 def _packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in _DTYPES
+    return weight.device.type == "cpu" and weight.dtype in _DTYPES and can_pack(weight.dtype)
 
 
 class _Packed(nn.Module):

@@ -50,7 +50,8 @@ def packed_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in model.modules() if isinstance(layer, forms)]
 
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+BFLOAT16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no instructions for packed bfloat16")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=BFLOAT16)])
 
 
 def test_this_torch_can_pack() -> None:
@@ -92,6 +93,7 @@ def test_weights_loaded_into_a_packed_network_are_those_it_computes_with() -> No
         packed.load_state_dict({name: value for name, value in other.state_dict().items() if name != "conv.weight"})
 
 
+@BFLOAT16
 def test_a_packed_network_moves_between_dtypes() -> None:
     packed = pack_weights(net(torch.float32)).to(torch.bfloat16)
     assert len(packed_layers(packed)) == 5
@@ -131,6 +133,7 @@ def test_a_sum_behind_a_packed_layer_is_what_it_is_behind_a_plain_one(dtype: tor
     torch.testing.assert_close(summed, expected, rtol=2e-2 if rough else 1e-5, atol=2e-2 if rough else 1e-5)
 
 
+@BFLOAT16
 def test_a_packed_sum_is_rounded_once() -> None:
     layer, exact = (nn.Linear(1, 1, bias=False).to(dtype) for dtype in (torch.bfloat16, torch.float64))
     for one in (layer, exact):
@@ -212,6 +215,7 @@ def test_a_packed_network_can_be_copied() -> None:
         assert torch.equal(twin(pictures(torch.float32)), packed(pictures(torch.float32)))
 
 
+@BFLOAT16
 def test_a_bfloat16_pipeline_paints_packed_what_it_paints_plain(tmp_path: Path) -> None:
     tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     packed = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch.bfloat16)
@@ -229,3 +233,18 @@ def test_a_bfloat16_pipeline_paints_packed_what_it_paints_plain(tmp_path: Path) 
     assert not packed_layers(again.unet)
     first = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch.float32)
     assert all(torch.equal(value, again.unet.state_dict()[name]) for name, value in first.unet.state_dict().items())
+
+
+def test_where_bfloat16_cannot_be_packed_layers_stay_plain_and_moved_ones_become_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a CPU without AVX-512, which refuses with a RuntimeError."""
+    monkeypatch.setattr("miniai.nn.packed.can_pack", lambda dtype: dtype == torch.float32)
+    plain, kept = net(torch.bfloat16), pack_weights(net(torch.bfloat16))
+    assert not packed_layers(kept)
+    moved = pack_weights(net(torch.float32)).to(torch.bfloat16)
+    assert not any(layer.weight.is_mkldnn for layer in packed_layers(moved))
+    with torch.no_grad():
+        expected = plain(pictures(torch.bfloat16))
+        assert torch.equal(kept(pictures(torch.bfloat16)), expected)
+        assert torch.equal(moved(pictures(torch.bfloat16)), expected)

@@ -15,7 +15,7 @@ from miniai.base.errors import UserError
 from miniai.base.images import read_parameters
 from miniai.base.seeds import make_generator
 from miniai.cli import run
-from miniai.nn.packed import is_packed, unpack_weights
+from miniai.nn.packed import can_pack, is_packed, unpack_weights
 from miniai.sd.fast import ReusedDeepFeatures
 from miniai.sd.pipeline import StableDiffusionPipeline
 
@@ -150,6 +150,7 @@ def test_a_compiled_pipeline_paints_the_same_and_holds_plain_weights(tmp_path: P
         assert paint(pipe, cache_interval=3).isfinite().all()
 
 
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU has no instructions for packed bfloat16")
 def test_the_encoder_is_packed_when_a_picture_comes(tmp_path: Path) -> None:
     tiny_pipeline().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", torch.bfloat16)
