@@ -7,7 +7,7 @@ tokens. So what they read under the first caption becomes the target under the o
 own, and the text encoder alone learns to bring it about: distillation (Hinton et al. 2015) of one text into another.
 No picture goes through the U-Net for it, but a few at the start, to learn what its attention asks.
 
-Few captions need it: most are read almost as the first is, and one in a hundred as another thing. So a part of each
+Few captions need it: most are read almost as the first is, and one in fifty as another thing. So a part of each
 batch is drawn by how far from the first a caption was when last read (as experience is replayed by how much there is to
 learn from it: Schaul et al. 2016, equation 1), and the rest evenly, so that what was known stays as it was.
 """
