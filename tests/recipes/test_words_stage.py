@@ -132,6 +132,7 @@ def test_what_was_read_is_the_need_from_then_on() -> None:
     model.need.fill_(7.0)
     loss(model, objective, drop_text=1.0)
     assert model.need.tolist() == [7.0] * 4  # all were the empty prompt
+    assert model.state_dict()["need"].tolist() == [7.0] * 4  # a checkpoint has it: else a resumed stage draws evenly
 
 
 def test_a_rare_caption_that_is_read_as_something_else_is_learned_sooner_when_drawn_by_need() -> None:
