@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside its peers, in turn.
 
-    python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda] [--tiny]
+    python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda] [--half float16] [--tiny]
 
 A step is one call of the U-Net on one picture twice, with two texts, as guidance asks; a decode is the VAE's, of one
 picture. The first call of each is not among those timed: it has its own column, and with it what has to be done once,
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="only the fast modes, over 20 steps")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--half", choices=["bfloat16", "float16"], help="of a GPU's two half precisions, this one alone")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -106,9 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task in tasks(options.tiny):
             if options.only not in (None, task.name):
                 continue
-            with initial_weights(0):
+            with initial_weights(0), torch.device(options.device):
                 rows = networks(task, options)
-            compare(task.name, rows, options.repeats, EXACT, PEER)
+            peer = PEER if options.half is None else f"Diffusers, {options.half}"
+            compare(task.name, rows, options.repeats, EXACT, peer)
             del rows
 
 
@@ -154,10 +156,10 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
     plain, nhwc = torch.contiguous_format, torch.channels_last
     graphs = {"mode": "reduce-overhead"} if device.type == "cuda" else {"mode": "default"}
     add(EXACT, reference, torch.float32, plain)
-    if options.compiled:
+    if options.compiled and options.half is None:
         add(EXACT, reference, torch.float32, plain, **graphs)
-    for dtype in (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.bfloat16,):
-        name = str(dtype).removeprefix("torch.")
+    for name in (options.half,) if options.half else ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",):
+        dtype = getattr(torch, name)
         add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
         network = ours(dtype)
         add(f"miniai, {name}", pack_weights(network) if device.type == "cpu" else network, dtype, nhwc)

@@ -23,6 +23,12 @@ def make_generator(*seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """`generator` itself if it draws on the CPU, else one there with its seed: for a choice that Python makes by the
+    draw, which would otherwise have to wait for the GPU."""
+    return generator if generator.device.type == "cpu" else make_generator(generator.initial_seed())
+
+
 def image_generators(seed: int, n_images: int) -> list[torch.Generator]:
     """One generator per image, seeded `seed + i`: image i draws the same noise at any batch size."""
     return [make_generator(seed + i) for i in range(n_images)]

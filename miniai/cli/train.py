@@ -32,7 +32,9 @@ def text_to_image(
             show_default="nothing",
         ),
     ] = None,
-    size: Annotated[str, typer.Option(help="small (2 CPU cores or one GPU) or tiny (to try the command).")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (2 CPU cores), gpu (the same networks, larger batches) or tiny (to try it).")
+    ] = "small",
     config: Annotated[
         Path | None,
         typer.Option(help="Every number of the recipe, as JSON, such as an earlier training's config.json."),

@@ -66,8 +66,10 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b c h w"]:
-        """A draw by the reparametrisation trick (Kingma and Welling 2014, section 2.4); noise from the CPU."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32).to(self.mean)
+        """A draw by the reparametrisation trick (Kingma and Welling 2014, section 2.4); noise from the generator's
+        device, the CPU if there is none."""
+        device = None if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32).to(self.mean)
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def kl(self) -> Float[Tensor, " b"]:

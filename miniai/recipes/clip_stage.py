@@ -39,7 +39,8 @@ def choose_captions(
     rows: Int[Tensor, "b most"], counts: Int[Tensor, " b"], generator: torch.Generator
 ) -> Int[Tensor, " b"]:
     """One of each picture's captions, each as likely as the next."""
-    place = (torch.rand(len(counts), generator=generator) * counts.cpu()).long().to(rows.device)
+    place = torch.rand(len(counts), generator=generator, device=generator.device).to(counts.device)
+    place = (place * counts).long().to(rows.device)
     return rows.gather(1, place[:, None])[:, 0]
 
 
@@ -71,7 +72,8 @@ def shift_on_white(
     """Each picture moved by up to `max_shift` pixels each way; what comes into view is white."""
     height, width = images.shape[2:]
     padded = nn.functional.pad(images, (max_shift,) * 4, value=255)
-    offset = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator).to(images.device)
+    drawn = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator, device=generator.device)
+    offset = drawn.to(images.device)
     y = offset[0][:, None] + torch.arange(height, device=images.device)
     x = offset[1][:, None] + torch.arange(width, device=images.device)
     pictures = torch.arange(len(images), device=images.device)[:, None, None]

@@ -22,7 +22,7 @@ from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import CONFIG, PADDING, as_sheet, is_trained, load_both, save_model, start_run
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig, recipe
 from miniai.recipes.fashion_painting import load_fashion_diffusion, paint, to_patches
-from miniai.recipes.training import StageRun, check_compiler, initial_weights, run_stage
+from miniai.recipes.training import StageRun, check_compiler, compiled, initial_weights, run_stage
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.checkpoint import checkpoints
 from miniai.train.data import TensorDataset
@@ -36,7 +36,7 @@ class FashionObjective:
 
     def __init__(self, config: FashionDiffusionConfig, compiler: str | None = None) -> None:
         self.config, self.compiler = config, compiler
-        self._compiled: Callable[..., Tensor] | None = None
+        self._network: Callable[..., Tensor] | None = None
         self.objective: Any = (
             config.edm_objective if config.is_edm else DiffusionObjective(NoiseSchedule(config.schedule))
         )
@@ -45,15 +45,14 @@ class FashionObjective:
         self, model: nn.Module, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], generator: torch.Generator
     ) -> Float[Tensor, ""]:
         images, labels = batch
-        network: Any = model
-        if self.compiler is not None:
-            self._compiled = self._compiled or torch.compile(model.forward, backend=self.compiler)
-            network = self._compiled
+        if self._network is None:
+            self._network = compiled(model, self.compiler, images.device)
         condition = None
         if self.config.knows_classes:
             none = torch.tensor(N_CLASSES, device=labels.device)
             condition = drop_condition(labels, none, self.config.drop_label, generator)
-        return self.objective(network, (images.contiguous(memory_format=torch.channels_last), condition), generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.objective(self._network, (images, condition), generator)
 
 
 def train_fashion_diffusion(

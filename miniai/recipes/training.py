@@ -18,7 +18,7 @@ from miniai.recipes.text_to_image_config import StageConfig
 from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision
 from miniai.train.checkpoint import Checkpoint, resume
-from miniai.train.data import Loader
+from miniai.train.data import Loader, near
 from miniai.train.distributed import Accelerate, is_first, n_launched, wait_for_all
 from miniai.train.ema import EMA
 from miniai.train.guards import Interrupt, NaNGuard
@@ -97,7 +97,7 @@ def run_stage(
 
     learner = Learner(
         model,
-        Loader(data, min(config.batch_size, len(data)), seed=seed),
+        Loader(near(data, run.device), min(config.batch_size, len(data)), seed=seed),
         objective,
         (optimizer or make_optimizer)(model, config),
         callbacks=[
@@ -148,6 +148,14 @@ def check_compiler(compiler: str, device: torch.device) -> None:
     commands = (os.environ.get("CXX", ""), "g++", "clang++")
     if compiler == "inductor" and device.type == "cpu" and not any(map(shutil.which, commands)):
         raise UserError("--compile needs a C++ compiler and finds none: install g++, or leave --compile out")
+
+
+def compiled(function: Callable[..., Any], compiler: str | None, device: torch.device) -> Callable[..., Any]:
+    """`function` through torch.compile with that backend, on a GPU as CUDA graphs too; None: as it is."""
+    if compiler is None:
+        return function
+    mode = "reduce-overhead" if compiler == "inductor" and device.type == "cuda" else None
+    return torch.compile(function, backend=compiler, dynamic=False, mode=mode)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from miniai.nn.layers import SelfAttention2D
 from miniai.nn.unet import UNet, UNet2DConditionModel
 from miniai.recipes.clip_stage import CaptionTable, choose_captions
 from miniai.recipes.text_to_image_config import TextToImageConfig
-from miniai.recipes.training import StageRun, initial_weights, run_stage
+from miniai.recipes.training import StageRun, compiled, initial_weights, run_stage
 from miniai.recipes.vae_stage import to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -87,7 +87,7 @@ class TextToImageModel(nn.Module):
 class TextToImageObjective:
     """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt.
 
-    `compiler` puts the U-Net through torch.compile, for the steps of the training alone: minutes at the first.
+    `compiler` puts the networks through torch.compile, for the steps of the training alone: minutes at the first.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class TextToImageObjective:
             NoiseSchedule(config.schedule), config.weighting, timestep_shift=config.timestep_shift
         )
         self.compiler = compiler
-        self.denoise: Network | None = None
+        self.network: Network | None = None
 
     def __call__(
         self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
@@ -109,13 +109,19 @@ class TextToImageObjective:
         latents, rows, counts = batch
         chosen = self.texts[choose_captions(rows, counts, generator)]
         chosen = drop_condition(chosen, self.texts[-1], self.drop_text, generator)
-        condition = model.text_encoder(chosen).last_hidden_state if self.train_text else chosen
         x0 = latents.float().contiguous(memory_format=torch.channels_last)
-        if self.denoise is None:
-            self.denoise = model.unet
-            if self.compiler is not None:
-                self.denoise = torch.compile(model.unet.forward, backend=self.compiler)
-        return self.diffusion(self.denoise, (x0, condition.float()), generator)
+        if self.network is None:
+            self.network = compiled(self.network_of(model), self.compiler, x0.device)
+        return self.diffusion(self.network, (x0, chosen), generator)
+
+    def network_of(self, model: TextToImageModel) -> Network:
+        """What is trained, as one function of noisy latents, timesteps and captions."""
+
+        def network(x_t: Tensor, t: Tensor, captions: Tensor) -> Tensor:
+            said = model.text_encoder(captions).last_hidden_state if self.train_text else captions
+            return model.unet(x_t, t, said.float())
+
+        return network
 
 
 def train_unet(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from miniai.base.files import make_folder
 from miniai.base.images import grid, save_png, to_pil
+from miniai.base.seeds import on_host
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
@@ -46,9 +47,10 @@ class VAEObjective:
         self, latents: Float[Tensor, "b c h w"], pictures: Float[Tensor, "b 3 y x"], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """What the decoder sees of the latents, and what it must make of that."""
-        if float(torch.rand((), generator=generator, device=generator.device)) >= self.weights.equivariant:
+        chance = on_host(generator)
+        if float(torch.rand((), generator=chance)) >= self.weights.equivariant:
             return latents, pictures
-        kind = int(torch.randint(0, len(CHANGES), (), generator=generator, device=generator.device))
+        kind = int(torch.randint(0, len(CHANGES), (), generator=chance))
         return CHANGES[kind](latents), CHANGES[kind](pictures)
 
 

@@ -97,16 +97,16 @@ class WordsObjective:
         assert isinstance(model, PupilAndTeacher)
         n_drawn = round(self.share * len(batch))
         if n_drawn:
-            weights = model.need.cpu().double().clamp(min=1e-12) ** self.power
+            weights = model.need.to(generator.device).double().clamp(min=1e-12) ** self.power
             drawn = torch.multinomial(weights, n_drawn, replacement=True, generator=generator)
             batch = torch.cat([drawn.to(batch.device), batch[n_drawn:]])
-        dropped = torch.rand(len(batch), generator=generator) < self.drop_text
+        dropped = torch.rand(len(batch), generator=generator, device=generator.device) < self.drop_text
         dropped[:n_drawn] = False
         dropped = dropped.to(batch.device)
         firsts, captions = self.pairs[batch].masked_fill(dropped[:, None], len(self.ids) - 1).T
         asked = []
         for questions in self.questions:
-            which = torch.randint(len(questions), (N_QUESTIONS,), generator=generator)
+            which = torch.randint(len(questions), (N_QUESTIONS,), generator=generator, device=generator.device)
             asked.append(questions[which.to(questions.device)])
         with torch.no_grad():
             target = model.read(model.teacher, self.ids[firsts], asked)

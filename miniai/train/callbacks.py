@@ -13,7 +13,7 @@ from miniai.train.learner import Learner
 
 
 class Device(Callback):
-    """Moves the model (with the optimizer's state) and each batch to `device`.
+    """Moves the model (with the optimizer's state) and each batch to `device`; noise is drawn there too, if it is CUDA.
 
     >>> from miniai.train.data import Loader
     >>> model = torch.nn.Linear(2, 1)
@@ -31,6 +31,8 @@ class Device(Callback):
 
     def before_fit(self, learner: Learner) -> None:
         learner.model.to(self.device)
+        if self.device.type == "cuda":
+            learner.noise_device = self.device
         for weight, values in learner.optimizer.state.items():
             for name, value in values.items():
                 # A resume may have put the state on the CPU. Step counts stay where the optimizer wants them.

@@ -59,6 +59,21 @@ class TensorDataset:
         return tuple(_select(tensor, indices) for tensor in self.tensors)
 
 
+def near(data: Any, device: torch.device) -> Any:
+    """`data` in the GPU's own memory, if it is tensors and takes no more than half of what is free there: batches then
+    need not be carried over one by one. Else, and for other devices, as it is."""
+    data = TensorDataset(data) if _is_tensors(data) else data
+    if device.type != "cuda" or not isinstance(data, TensorDataset):
+        return data
+    n_bytes = sum(tensor.nbytes for tensor in _values(data.tensors))
+    if n_bytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return data
+    if isinstance(data.tensors, Mapping):
+        return TensorDataset({name: tensor.to(device) for name, tensor in data.tensors.items()})
+    tensors = tuple(tensor.to(device) for tensor in _values(data.tensors))
+    return TensorDataset(tensors[0] if isinstance(data.tensors, Tensor) else tensors)
+
+
 class Loader:
     """Batches of a data set, epoch by epoch.
 
@@ -90,8 +105,7 @@ class Loader:
         n_workers: int = 0,
     ) -> None:
         data = dataset_or_tensors
-        if isinstance(data, Tensor) or (isinstance(data, (tuple, Mapping)) and _all_tensors(data)):
-            data = TensorDataset(data)
+        data = TensorDataset(data) if _is_tensors(data) else data
         self.dataset, self.batch_size, self.seed = data, batch_size, seed
         self.shuffle, self.drop_last, self.n_workers = shuffle, drop_last, n_workers
         self.collate = collate or default_collate
@@ -248,6 +262,7 @@ def _values(data: Any) -> list[Any]:
     return list(data.values()) if isinstance(data, Mapping) else list(data)
 
 
-def _all_tensors(data: Any) -> bool:
-    values = _values(data)
-    return bool(values) and all(isinstance(value, Tensor) for value in values)
+def _is_tensors(data: Any) -> bool:
+    if not isinstance(data, (tuple, Mapping)):
+        return isinstance(data, Tensor)
+    return bool(data) and all(isinstance(value, Tensor) for value in _values(data))

@@ -82,6 +82,7 @@ class Learner:
         self.stop_reason: str | None = None
         self.wrapped: nn.Module | None = None
         self.process = 0
+        self.noise_device = torch.device("cpu")
         self.wants_to_stop: CancelFitException | None = None
         self._valid_index = 0
 
@@ -197,10 +198,14 @@ class Learner:
         return self.valid_scalars
 
     def generator(self) -> torch.Generator:
-        """The objective's own source of noise: of this step, or, in validation, of this batch of it."""
+        """The objective's own source of noise, on `noise_device`: of this step, or, in validation, of this batch."""
         if self.training:
-            return make_generator(self.seed, self.step, *self._process())
-        return make_generator(self.seed, self._valid_index, *_VALIDATION)
+            source = make_generator(self.seed, self.step, *self._process())
+        else:
+            source = make_generator(self.seed, self._valid_index, *_VALIDATION)
+        if self.noise_device.type == "cpu":
+            return source
+        return torch.Generator(self.noise_device).manual_seed(source.initial_seed())
 
     def _process(self) -> tuple[int, ...]:
         return (self.process, *_PROCESS) if self.process else ()

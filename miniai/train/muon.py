@@ -14,11 +14,11 @@ from miniai.base.device import training_dtype
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float[Tensor, "m n"]:
+def orthogonalised(matrices: Float[Tensor, "*k m n"], n_iterations: int = 4) -> Float[Tensor, "*k m n"]:
     """About U V^T of the singular value decomposition U S V^T: singular values near 1 (0.7 to 1.2) in place of S.
 
-    Singular values below a hundredth of the largest remain smaller. bfloat16 is precise enough, and taken where it is
-    fast.
+    Of one matrix, or of each of a stack of them. Singular values below a hundredth of the largest remain smaller.
+    bfloat16 is precise enough, and taken where it is fast.
 
     >>> kernel = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, -0.5]])
     >>> orthogonalised(kernel).sign()
@@ -26,28 +26,28 @@ def orthogonalised(matrix: Float[Tensor, "m n"], n_iterations: int = 4) -> Float
             [ 0.,  0., -1.]])
     """
     a, b, c = QUINTIC
-    x = matrix.to(training_dtype(matrix.device))
-    is_tall = x.shape[0] > x.shape[1]
+    x = matrices.to(training_dtype(matrices.device))
+    is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
-    if x.dtype == torch.float32 and x.shape[1] > 2 * x.shape[0]:
-        x = _polynomial(x @ x.T, n_iterations) @ x
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]:
+        x = _polynomial(x @ x.mT, n_iterations) @ x
     else:
         for _ in range(n_iterations):
-            square = x @ x.T
+            square = x @ x.mT
             x = a * x + (b * square + c * square @ square) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+    return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-def _polynomial(square: Float[Tensor, "m m"], n_iterations: int) -> Float[Tensor, "m m"]:
+def _polynomial(square: Float[Tensor, "*k m m"], n_iterations: int) -> Float[Tensor, "*k m m"]:
     """What the iterations multiply X by, from X X^T alone: as all of it commutes, long rows enter only at both ends.
 
     That squares the singular values, which bfloat16 is too coarse for.
     """
     a, b, c = QUINTIC
-    one = torch.eye(len(square), dtype=square.dtype, device=square.device)
-    factor = one
+    one = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    factor = one.expand_as(square)
     for _ in range(n_iterations):
         now = factor @ square @ factor
         factor = (a * one + b * now + c * now @ now) @ factor
@@ -95,36 +95,67 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of every weight that has a gradient."""
         for group in self.param_groups:
-            advance = self._advance_kernel if group["orthogonal"] else self._advance_other
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    advance(weight, weight.grad, self.state[weight], group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                gradients = [weight.grad for weight in weights]
+                states = [self.state[weight] for weight in weights]
+                (self._advance_kernels if group["orthogonal"] else self._advance_others)(
+                    weights, gradients, states, group
+                )
 
     @staticmethod
-    def _advance_kernel(weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"]
-        momentum.mul_(group["momentum"]).add_(gradient)
-        nesterov = gradient + group["momentum"] * momentum
-        step = orthogonalised(nesterov.reshape(len(weight), -1), group["n_iterations"])
+    def _advance_kernels(
+        weights: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
         if group["keep_size"]:
-            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
-            size = group["lr"]
+            for weight in weights:
+                weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
         else:
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            size = group["lr"] * 0.2 * max(step.shape) ** 0.5
-        weight.sub_(step.view(weight.shape), alpha=size)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        for alike in _alike(weights):
+            matrices = torch.stack([nesterov[i].reshape(len(weights[i]), -1) for i in alike])
+            steps = orthogonalised(matrices, group["n_iterations"])
+            size = group["lr"] * (1 if group["keep_size"] else 0.2 * max(matrices.shape[1:]) ** 0.5)
+            these = [weights[i] for i in alike]
+            shaped = [step.view(weight.shape) for step, weight in zip(steps, these, strict=True)]
+            torch._foreach_add_(these, shaped, alpha=-size)
 
     @staticmethod
-    def _advance_other(weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
-            state["n_steps"] = torch.zeros(())
-        state["n_steps"] += 1
-        n_steps, (beta1, beta2) = int(state["n_steps"]), group["betas"]
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_(gradient.square(), 1 - beta2)
-        deviation = (state["square"] / (1 - beta2**n_steps)).sqrt_().add_(1e-8)
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.addcdiv_(state["mean"], deviation, value=-group["lr"] / (1 - beta1**n_steps))
+    def _advance_others(
+        weights: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
+                state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                state["n_steps"] = torch.zeros(())
+            state["n_steps"] += 1
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        n_steps = [int(state["n_steps"]) for state in states]
+        deviations = torch._foreach_sqrt(squares)
+        torch._foreach_div_(deviations, [(1 - beta2**n) ** 0.5 for n in n_steps])
+        torch._foreach_add_(deviations, 1e-8)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        sizes = [-group["lr"] / (1 - beta1**n) for n in n_steps]
+        torch._foreach_addcdiv_(weights, means, deviations, sizes)
+
+
+def _alike(weights: list[Tensor]) -> list[list[int]]:
+    """The numbers of the kernels that go through the iterations as one stack: on a GPU, where each product of a small
+    matrix costs as much as one of many, all of one shape; elsewhere each alone."""
+    if weights[0].device.type == "cpu":
+        return [[i] for i in range(len(weights))]
+    found: dict[tuple[int, int], list[int]] = {}
+    for i, weight in enumerate(weights):
+        found.setdefault((len(weight), weight[0].numel()), []).append(i)
+    return list(found.values())
