@@ -1,6 +1,7 @@
 """Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside its peers, in turn.
 
-    python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda] [--half float16] [--tiny]
+    python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda]
+                                  [--half float16] [--tiny]
 
 A step is one call of the U-Net on one picture twice, with two texts, as guidance asks; a decode is the VAE's, of one
 picture. The first call of each is not among those timed: it has its own column, and with it what has to be done once,
@@ -91,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="only the fast modes, over 20 steps")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--half", choices=["bfloat16", "float16"], help="of a GPU's two half precisions, this one alone")
+    parser.add_argument(
+        "--half", choices=["bfloat16", "float16"], help="of a GPU's two half precisions, this one alone"
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -158,7 +161,9 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
     add(EXACT, reference, torch.float32, plain)
     if options.compiled and options.half is None:
         add(EXACT, reference, torch.float32, plain, **graphs)
-    for name in (options.half,) if options.half else ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",):
+    for name in (
+        (options.half,) if options.half else ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
+    ):
         dtype = getattr(torch, name)
         add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
         network = ours(dtype)
