@@ -157,6 +157,7 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
         return network
 
     plain, nhwc = torch.contiguous_format, torch.channels_last
+    best = plain if device.type == "cuda" and task.name == "decode" else nhwc  # as `packed` of the pipeline has it
     graphs = {"mode": "reduce-overhead"} if device.type == "cuda" else {"mode": "default"}
     add(EXACT, reference, torch.float32, plain)
     if options.compiled and options.half is None:
@@ -167,10 +168,10 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
         dtype = getattr(torch, name)
         add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
         network = ours(dtype)
-        add(f"miniai, {name}", pack_weights(network) if device.type == "cpu" else network, dtype, nhwc)
+        add(f"miniai, {name}", pack_weights(network) if device.type == "cpu" else network, dtype, best)
         if options.compiled:
-            add(f"Diffusers, {name}", theirs(dtype), dtype, nhwc if device.type == "cuda" else plain, **graphs)
-            add(f"miniai, {name}", ours(dtype), dtype, nhwc, **graphs)
+            add(f"Diffusers, {name}", theirs(dtype), dtype, best if device.type == "cuda" else plain, **graphs)
+            add(f"miniai, {name}", ours(dtype), dtype, best, **graphs)
     if options.openvino:
         rows["OpenVINO, bfloat16"] = with_openvino(task, task.call(reference))
     return rows

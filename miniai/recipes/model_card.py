@@ -89,9 +89,14 @@ def data_card(data: Path, n_pictures: int) -> str:
 
 
 def commands(
-    data: Path, minutes: float | None, steps: int | None, init: Path | None = None, stages: Sequence[str] = ()
+    data: Path,
+    minutes: float | None,
+    steps: int | None,
+    init: Path | None = None,
+    stages: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> list[str]:
-    """What to type to train the model again; for an emoji set, how to build that too."""
+    """What to type to train the model again, with such `options`; for an emoji set, how to build that too."""
     record, lines = data / "emoji.json", []
     if record.is_file():
         built = json.loads(record.read_text())
@@ -103,4 +108,5 @@ def commands(
     start = "" if init is None else f" --init {init}"
     start += f" --stages {','.join(stages)}" if init is not None and "vae" in stages else ""
     budget = f"--minutes {minutes:.0f}" if steps is None else f"--steps {steps}"
-    return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image{start} {budget}"]
+    rest = " ".join([budget, *options])
+    return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image{start} {rest}"]

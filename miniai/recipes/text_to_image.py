@@ -147,7 +147,9 @@ def train_text_to_image(
         total = sum(record["minutes"] for record in records)
         done = ("vae", *STAGES[2:]) if vae_run.finished else ()
         card = data_card(data, len(images))
-        write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done))
+        options = [f"--size {name}" for name, ready in SIZES.items() if name != "small" and ready == config]
+        options += ["--compile"] if compiler else []
+        write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done, options))
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
 

@@ -136,14 +136,14 @@ class StableDiffusionPipeline(DiffusersNames):
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
 
     def packed(self) -> "StableDiffusionPipeline":
-        """Lay out weights in half precision as the device's kernels read them, in place: on a GPU channels last; on the
-        CPU, in bfloat16, those of U-Net and decoder packed (benchmarks/sd_speed.py), until `unpack_weights`."""
+        """Lay out weights in half precision as the device's kernels read them, in place: on a GPU the U-Net's channels
+        last (the decoder, whose large maps each group norm would lay out anew, is slower so); on the CPU, in bfloat16,
+        those of U-Net and decoder packed (benchmarks/sd_speed.py), until `unpack_weights`."""
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             for module in (self.unet, self.vae.decoder):
                 pack_weights(module)
         elif self.device.type == "cuda" and self.dtype != torch.float32:
-            for network in (self.unet, self.vae):
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def compiled(self) -> "StableDiffusionPipeline":

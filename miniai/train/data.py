@@ -60,13 +60,13 @@ class TensorDataset:
 
 
 def near(data: Any, device: torch.device) -> Any:
-    """`data` in the GPU's own memory, if it is tensors and takes no more than half of what is free there: batches then
-    need not be carried over one by one. Else, and for other devices, as it is."""
+    """`data` in the GPU's own memory, if it is tensors and takes no more than a quarter of what is free there: batches
+    then need not be carried over one by one. Else, and for other devices, as it is."""
     data = TensorDataset(data) if _is_tensors(data) else data
     if device.type != "cuda" or not isinstance(data, TensorDataset):
         return data
     n_bytes = sum(tensor.nbytes for tensor in _values(data.tensors))
-    if n_bytes > torch.cuda.mem_get_info(device)[0] // 2:
+    if n_bytes > torch.cuda.mem_get_info(device)[0] // 4:
         return data
     if isinstance(data.tensors, Mapping):
         return TensorDataset({name: tensor.to(device) for name, tensor in data.tensors.items()})

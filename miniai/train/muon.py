@@ -119,7 +119,7 @@ class Muon(torch.optim.Optimizer):
                 weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
         else:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        for alike in _alike(weights):
+        for alike in _stacks(weights):
             matrices = torch.stack([nesterov[i].reshape(len(weights[i]), -1) for i in alike])
             steps = orthogonalised(matrices, group["n_iterations"])
             size = group["lr"] * (1 if group["keep_size"] else 0.2 * max(matrices.shape[1:]) ** 0.5)
@@ -150,11 +150,14 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(weights, means, deviations, sizes)
 
 
-def _alike(weights: list[Tensor]) -> list[list[int]]:
-    """The numbers of the kernels that go through the iterations as one stack: on a GPU, where each product of a small
-    matrix costs as much as one of many, all of one shape; elsewhere each alone."""
-    if weights[0].device.type == "cpu":
-        return [[i] for i in range(len(weights))]
+def _stacks(weights: list[Tensor]) -> list[list[int]]:
+    """The numbers of the kernels that go through the iterations together: on a GPU, where the product of one small
+    matrix takes as long as that of many, all of one shape; elsewhere each alone."""
+    return [[i] for i in range(len(weights))] if weights[0].device.type == "cpu" else by_shape(weights)
+
+
+def by_shape(weights: list[Tensor]) -> list[list[int]]:
+    """The numbers of `weights`, those together that are of one shape as matrices."""
     found: dict[tuple[int, int], list[int]] = {}
     for i, weight in enumerate(weights):
         found.setdefault((len(weight), weight[0].numel()), []).append(i)

@@ -92,6 +92,7 @@ def test_the_model_carries_a_card_with_its_training_and_how_to_do_it_again(train
     learning = sum(count(trained / "model" / part) for part in PARTS[:2])
     assert f"| unet | {learning:,} | {STEPS} | {STEPS * 8} |" in card
     assert "miniai train text-to-image --data" in card
+    assert f"--steps {STEPS} --size tiny\n" in card
     assert "12 captioned pictures" in card
 
 

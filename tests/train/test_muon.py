@@ -43,6 +43,37 @@ def test_long_rows_are_made_orthogonal_alike_by_way_of_their_products(monkeypatc
     assert torch.allclose(orthogonalised(wide.T, 5).double(), expected.T, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_matrix_of_a_stack_is_made_orthogonal_as_it_is_alone(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "training_dtype", lambda device: dtype)
+    stack = torch.randn(3, *shape, generator=make_generator(9))
+    alone = torch.stack([orthogonalised(matrix, 5) for matrix in stack])
+    assert torch.allclose(orthogonalised(stack, 5), alone, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("keep_size", [True, False])
+def test_kernels_in_stacks_as_on_a_gpu_learn_as_each_alone(keep_size: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(4, 3, 3, 3), (4, 27), (6, 4), (4, 3, 3, 3), (6, 4)]  # the first and the second are one shape as matrices
+
+    def learned() -> list[nn.Parameter]:
+        weights = [nn.Parameter(torch.randn(shape, generator=make_generator(1, i))) for i, shape in enumerate(shapes)]
+        optimizer = Muon([{"params": weights, "orthogonal": True, "keep_size": keep_size, "lr": 0.1}])
+        for k in range(3):
+            for i, weight in enumerate(weights):
+                weight.grad = torch.randn(weight.shape, generator=make_generator(2, i, k))
+            optimizer.step()
+        return weights
+
+    alone = learned()
+    monkeypatch.setattr(muon, "_stacks", muon.by_shape)
+    assert [len(stack) for stack in muon.by_shape(alone)] == [3, 2]
+    for one, other in zip(alone, learned(), strict=True):
+        assert torch.allclose(one, other, atol=0.02)  # bfloat16, where that is fast
+
+
 @pytest.mark.parametrize("n_iterations", [1, 5])
 def test_the_step_of_a_matrix_is_that_of_pytorchs_muon(n_iterations: int) -> None:
     gradient = torch.randn(6, 20, generator=make_generator(6))
