@@ -50,6 +50,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation
+from miniai.recipes.evaluator import SHIPPED
 from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
 from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
@@ -203,7 +204,7 @@ class Bench:
     clip_steps: int
     vae_steps: int
     device: torch.device
-    evaluator: Path | None
+    evaluator: Path
     config: TextToImageConfig
 
     def prepare(self) -> None:
@@ -351,7 +352,7 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=800, help="batches of 64 pairs that the CLIP sees")
     parser.add_argument("--vae-steps", type=int, default=400, help="batches of 24 for which a trial's VAE goes on")
     parser.add_argument(
-        "--evaluator", type=Path, help="folder of the judge; as `miniai evaluate` finds it, if not given"
+        "--evaluator", type=Path, default=SHIPPED, help="folder of the judge, the packaged one if none is named"
     )
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()

@@ -3,7 +3,7 @@ predicted, and how it is taken out."""
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from miniai.base.errors import UserError
 from miniai.diffusion.continuous_objectives import EDMObjective
@@ -84,12 +84,13 @@ class FashionDiffusionConfig:
 BY_MUON = StageConfig(
     share=1.0, batch_size=128, learning_rate=3e-3, warmup=0.03, decay_from=0.3, ema=0.999, optimizer="muon"
 )
+ON_PATCHES: dict[str, Any] = {"stage": BY_MUON, "patch_size": 2}
 RECIPES: dict[Kind, FashionDiffusionConfig] = {
-    "ddpm": FashionDiffusionConfig("ddpm", sampler="ddpm", n_steps=1000),
-    "ddim-cosine": FashionDiffusionConfig("ddim-cosine"),
-    "edm": FashionDiffusionConfig("edm", model=patch_unet(), stage=BY_MUON, patch_size=2, sampler="lms", n_steps=20),
+    "ddpm": FashionDiffusionConfig("ddpm", model=patch_unet(), sampler="ddpm", n_steps=1000, **ON_PATCHES),
+    "ddim-cosine": FashionDiffusionConfig("ddim-cosine", model=patch_unet(), **ON_PATCHES),
+    "edm": FashionDiffusionConfig("edm", model=patch_unet(), sampler="lms", n_steps=20, **ON_PATCHES),
     "conditional": FashionDiffusionConfig(
-        *("conditional", patch_unet(N_CLASSES + 1), BY_MUON), patch_size=2, sampler="dpmpp_2m", n_steps=20
+        "conditional", model=patch_unet(N_CLASSES + 1), sampler="dpmpp_2m", n_steps=20, **ON_PATCHES
     ),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from miniai.base.seeds import image_generators, make_generator, randn
+from miniai.base.seeds import image_generators, make_generator, on_host, randn
 
 
 def test_one_integer_is_torchs_own_seed() -> None:
@@ -51,3 +51,9 @@ def test_later_draws_of_an_image_do_not_depend_on_the_batch_either() -> None:
 def test_a_generator_too_few_is_refused() -> None:
     with pytest.raises(ValueError, match="3 images"):
         randn((3, 2), image_generators(0, 2))
+
+
+def test_a_generator_of_the_cpu_is_its_own_on_the_host() -> None:
+    """Of a GPU's the one there has the seed; that is not seen here."""
+    generator = make_generator(3, 4)
+    assert on_host(generator) is generator

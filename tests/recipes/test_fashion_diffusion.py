@@ -171,8 +171,8 @@ def test_patches_are_the_picture_in_another_order_without_its_padding() -> None:
     assert torch.equal(patches[:, 1, 3, 5], images[:, 0, 2 + 2 * 3, 2 + 2 * 5 + 1])  # row 0, column 1 of its patch
     assert torch.equal(from_patches(patches, 2), images)
     assert torch.equal(to_patches(images, 1), images)
-    with pytest.raises(ValueError, match="patches of 2 by 2 has 4 channels"):
-        replace(RECIPES["ddpm"], patch_size=2)
+    with pytest.raises(ValueError, match="patches of 4 by 4 has 16 channels"):
+        replace(RECIPES["ddpm"], patch_size=4)
 
 
 def test_edm_draws_sigmas_where_the_paper_has_them_beside_the_datas_deviation() -> None:

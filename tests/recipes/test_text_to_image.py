@@ -177,7 +177,7 @@ def test_a_stage_before_its_forerunner_is_refused(data: Path, tmp_path: Path) ->
 def test_an_unknown_stage_or_size_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vae, clip, latents, unet"):
         train_text_to_image(data, tmp_path / "out", steps=2, stages=("vea",))
-    with pytest.raises(UserError, match="small, tiny"):
+    with pytest.raises(UserError, match="small, gpu, tiny"):
         train_text_to_image(data, tmp_path / "out", steps=2, size="huge")
     with pytest.raises(UserError, match="minutes"):
         train_text_to_image(data, tmp_path / "out")

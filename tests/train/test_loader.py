@@ -11,7 +11,7 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
-from miniai.train.data import Loader, TensorDataset
+from miniai.train.data import Loader, TensorDataset, near
 
 
 class Letters:
@@ -44,6 +44,13 @@ def test_an_epoch_visits_every_item_once_in_an_order_of_its_own() -> None:
     assert "".join(Loader(Letters(), 2, seed=4, collate=joined).batches(0)) != first
     order = torch.randperm(10, generator=make_generator(3, 1, 0))
     assert second == "".join("abcdefghij"[i] for i in order)
+
+
+def test_on_a_cpu_data_are_near_where_they_are() -> None:
+    pictures, letters = torch.arange(6).reshape(6, 1), Letters()
+    kept = near((pictures, pictures), torch.device("cpu"))
+    assert kept.tensors[0] is pictures
+    assert near(letters, torch.device("cuda")) is letters  # only tensors are carried over at once
 
 
 def test_without_shuffling_the_order_is_the_data_sets_own() -> None:
