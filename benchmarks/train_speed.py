@@ -1,6 +1,6 @@
 """Training steps of the U-Net that paints Fashion-MNIST: ours beside Diffusers' UNet2DModel of the same architecture.
 
-python benchmarks/train_speed.py          the recipe's network, its batches, each variant in turn: 10 minutes on 2 cores
+python benchmarks/train_speed.py          `small_unet`, batches of the recipe, each in turn: 10 minutes on 2 cores
 python benchmarks/train_speed.py --tiny   to try the command
 
 All start from the same weights and see the same pictures with the same noise, so their losses must be the same curve:

@@ -80,9 +80,10 @@ class FlowLoss:
 
     def __call__(self, network: Network, batch: tuple[Tensor, Any], generator: torch.Generator) -> Tensor:
         x0, condition = batch
-        place = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
+        drawn = {"generator": generator, "device": generator.device}
+        place = (torch.randperm(len(x0), **drawn) + torch.rand(len(x0), **drawn)) / len(x0)
         time = torch.sigmoid(torch.special.ndtri(place.double().clamp(1e-6, 1 - 1e-6)))
-        t = torch.searchsorted(self.times, time).clamp(max=len(self.times) - 1)
+        t = torch.searchsorted(self.times.to(time.device), time).clamp(max=len(self.times) - 1)
         return diffusion_loss(
             *(network, x0, self.schedule.alpha_bar, "v_prediction"),
             gamma=None,
@@ -103,7 +104,8 @@ class NoisyVAEObjective(VAEObjective):
 
     def disturb(self, latents: Tensor, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         latents, pictures = super().disturb(latents, pictures, generator)
-        drawn = torch.randn(latents.shape, generator=generator) * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        where = {"generator": generator, "device": generator.device}
+        drawn = torch.randn(latents.shape, **where) * torch.rand(len(latents), 1, 1, 1, **where)
         deviation = latents.std(dim=(0, 2, 3), keepdim=True).detach()
         return latents + self.noise * deviation * drawn.to(latents.device), pictures
 
@@ -116,7 +118,8 @@ class Exchanged:
         self.objective = objective
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        flip = (torch.rand(len(batch[0]), 1, 1, 1, generator=generator) < 0.5).to(batch[0].device)
+        drawn = torch.rand(len(batch[0]), 1, 1, 1, generator=generator, device=generator.device)
+        flip = (drawn < 0.5).to(batch[0].device)
         return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
 
 

@@ -41,7 +41,7 @@ from trial_parts import (
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
-from miniai.base.files import make_folder, write_json
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.seeds import make_generator
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.autoencoder import AutoencoderKL
@@ -50,7 +50,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
 from miniai.recipes.evaluation import Evaluation
-from miniai.recipes.evaluator import SHIPPED
+from miniai.recipes.evaluator import RECORD, SHIPPED
 from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
 from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
@@ -229,9 +229,10 @@ class Bench:
         return text_encoder, tokenizer, clip
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, Any]:
         """What must be the same for figures to be compared."""
-        return {"steps": self.steps, "clip_steps": self.clip_steps, "vae_steps": self.vae_steps}
+        judge = read_json(self.evaluator / RECORD)["names"]
+        return {"steps": self.steps, "clip_steps": self.clip_steps, "vae_steps": self.vae_steps, "judge": judge}
 
     def vae(self, trial: Trial, config: TextToImageConfig, images: Tensor, place: Path) -> AutoencoderKL:
         """The packaged one or a new one, trained as the trial says."""

@@ -44,7 +44,7 @@ def text_to_image(
     sample_minutes: Annotated[float, typer.Option(help="Minutes between grids of sample pictures.")] = 4.0,
     compile_: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the networks first: 1 to 3 minutes, then more pictures a second."),
+        typer.Option("--compile", help="Compile text encoder and U-Net first: minutes, then more pictures a second."),
     ] = False,
 ) -> None:
     """Train a text-to-image model on captioned pictures: VAE, CLIP, then the U-Net. Ctrl-C saves and stops."""

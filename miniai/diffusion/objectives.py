@@ -98,7 +98,7 @@ def diffusion_loss(
     if t is None:
         t = draw_timesteps(len(x0), len(alpha_bar), generator)
     noise = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x0.device)
-    level = alpha_bar.to(t.device)[t].double()
+    level = alpha_bar.to(t.device, non_blocking=True)[t].double()
     signal, spread = level.sqrt().to(x0.device, torch.float32), (1 - level).sqrt().to(x0.device, torch.float32)
     x0 = x0.float()
     x_t = like_images(signal, x0) * x0 + like_images(spread, x0) * noise

@@ -1,4 +1,4 @@
-"""The U-Nets that the recipes of pixels paint clothes with."""
+"""The U-Nets that paint clothes: on patches, as the recipes do, and on pixels."""
 
 from miniai.nn.unet2d import UNet2DConfig
 

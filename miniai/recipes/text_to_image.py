@@ -70,8 +70,8 @@ def train_text_to_image(
       U-Net and decoder go on learning from `data`, more gently than from nothing, and its whole VAE only if `stages`
       names it.
     - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
-    - compiler: put the U-Net through torch.compile with this backend, "inductor" as a rule: minutes to begin with, then
-      more pictures a second.
+    - compiler: put text encoder and U-Net through torch.compile with this backend, "inductor" as a rule, for their
+      training: minutes to begin with, then more pictures a second.
     - prompts: what the sample grids show.
 
     Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
@@ -147,7 +147,9 @@ def train_text_to_image(
         total = sum(record["minutes"] for record in records)
         done = ("vae", *STAGES[2:]) if vae_run.finished else ()
         card = data_card(data, len(images))
-        options = [f"--size {name}" for name, ready in SIZES.items() if name != "small" and ready == config]
+        size = next((name for name, ready in SIZES.items() if replace(ready, seed=config.seed) == config), size)
+        options = [f"--size {size}"] if size != "small" else []
+        options += [f"--seed {config.seed}"] if config.seed else []
         options += ["--compile"] if compiler else []
         write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done, options))
         print(f"the model is in {out / 'model'}", file=sys.stderr)

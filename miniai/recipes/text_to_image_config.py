@@ -1,4 +1,4 @@
-"""Every number that shapes the text-to-image model and its training, in one place, and two ready sets of them."""
+"""Every number that shapes the text-to-image model and its training, in one place, and three ready sets of them."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal

@@ -31,8 +31,7 @@ class Device(Callback):
 
     def before_fit(self, learner: Learner) -> None:
         learner.model.to(self.device)
-        if self.device.type == "cuda":
-            learner.noise_device = self.device
+        learner.noise_device = self.device if self.device.type == "cuda" else torch.device("cpu")
         for weight, values in learner.optimizer.state.items():
             for name, value in values.items():
                 # A resume may have put the state on the CPU. Step counts stay where the optimizer wants them.

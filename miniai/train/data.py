@@ -253,7 +253,7 @@ def _ignore_ctrl_c(worker: int) -> None:
 
 
 def _select(tensor: Tensor, indices: Tensor) -> Tensor:
-    return tensor.index_select(0, indices.to(tensor.device))
+    return tensor.index_select(0, indices.to(tensor.device, non_blocking=True))
 
 
 def _values(data: Any) -> list[Any]:

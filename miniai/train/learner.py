@@ -44,7 +44,9 @@ class Learner:
     the text of the CancelFitException that ended the last fit, or None. `wrapped` is what the objective calls in place
     of `model`, where a callback has put something around it (DDP); None as a rule. `objective` may be None where a
     callback does its part. `process` is the number of this process among those that train together, 0 for the first;
-    each has its own noise, (seed, step) in the first alone.
+    each has its own noise, (seed, step) in the first alone. The objective's generator is on `noise_device`: the CPU, or
+    the CUDA device that `Device` puts batches on, where noise from elsewhere would keep the GPU waiting; so draw with
+    `device=generator.device`.
 
     >>> model = nn.Linear(2, 1)
     >>> def objective(model, batch, generator):

@@ -113,7 +113,8 @@ class Muon(torch.optim.Optimizer):
         momenta = [state["momentum"] for state in states]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
-        nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        nesterov = torch._foreach_mul(momenta, group["momentum"])
+        torch._foreach_add_(nesterov, gradients)
         if group["keep_size"]:
             for weight in weights:
                 weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
@@ -122,7 +123,7 @@ class Muon(torch.optim.Optimizer):
         for alike in _stacks(weights):
             matrices = torch.stack([nesterov[i].reshape(len(weights[i]), -1) for i in alike])
             steps = orthogonalised(matrices, group["n_iterations"])
-            size = group["lr"] * (1 if group["keep_size"] else 0.2 * max(matrices.shape[1:]) ** 0.5)
+            size = group["lr"] if group["keep_size"] else group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
             these = [weights[i] for i in alike]
             shaped = [step.view(weight.shape) for step, weight in zip(steps, these, strict=True)]
             torch._foreach_add_(these, shaped, alpha=-size)
@@ -135,15 +136,15 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
                 state["n_steps"] = torch.zeros(())
-            state["n_steps"] += 1
+            # On the CPU, also after a resume that put it elsewhere: reading it must not wait for a GPU.
+            state["n_steps"] = state["n_steps"].cpu() + 1
         means, squares = ([state[name] for state in states] for name in ("mean", "square"))
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta2)
         n_steps = [int(state["n_steps"]) for state in states]
-        deviations = torch._foreach_sqrt(squares)
-        torch._foreach_div_(deviations, [(1 - beta2**n) ** 0.5 for n in n_steps])
+        deviations = torch._foreach_div(squares, [1 - beta2**n for n in n_steps])
+        torch._foreach_sqrt_(deviations)
         torch._foreach_add_(deviations, 1e-8)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         sizes = [-group["lr"] / (1 - beta1**n) for n in n_steps]
