@@ -98,7 +98,8 @@ def _panels(n: int, n_columns: int) -> tuple[Any, list[Any]]:
 
 def _draw_lines(axes: Any, lines: Mapping[str, Line], xlabel: str, ylabel: str, legend: bool = True) -> None:
     for name, (xs, ys) in lines.items():
-        axes.plot(list(xs), list(ys), label=name, linewidth=1.2)
+        marker = "o" if len(xs) == 1 else None  # a line of one point would not be seen
+        axes.plot(list(xs), list(ys), label=name, linewidth=1.2, marker=marker)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
