@@ -162,9 +162,8 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
     add(EXACT, reference, torch.float32, plain)
     if options.compiled and options.half is None:
         add(EXACT, reference, torch.float32, plain, **graphs)
-    for name in (
-        (options.half,) if options.half else ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
-    ):
+    halves = ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
+    for name in (options.half,) if options.half else halves:
         dtype = getattr(torch, name)
         add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
         network = ours(dtype)

@@ -96,12 +96,10 @@ class Muon(torch.optim.Optimizer):
         """One step of every weight that has a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                gradients = [weight.grad for weight in weights]
-                states = [self.state[weight] for weight in weights]
-                (self._advance_kernels if group["orthogonal"] else self._advance_others)(
-                    weights, gradients, states, group
-                )
+            if not weights:
+                continue
+            advance = self._advance_kernels if group["orthogonal"] else self._advance_others
+            advance(weights, [weight.grad for weight in weights], [self.state[weight] for weight in weights], group)
 
     @staticmethod
     def _advance_kernels(

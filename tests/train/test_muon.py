@@ -56,7 +56,7 @@ def test_each_matrix_of_a_stack_is_made_orthogonal_as_it_is_alone(
 
 @pytest.mark.parametrize("keep_size", [True, False])
 def test_kernels_in_stacks_as_on_a_gpu_learn_as_each_alone(keep_size: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = [(4, 3, 3, 3), (4, 27), (6, 4), (4, 3, 3, 3), (6, 4)]  # the first and the second are one shape as matrices
+    shapes = [(4, 3, 3, 3), (4, 27), (6, 4), (4, 3, 3, 3), (6, 4), (6, 9)]  # the first two are one shape as matrices
 
     def learned() -> list[nn.Parameter]:
         weights = [nn.Parameter(torch.randn(shape, generator=make_generator(1, i))) for i, shape in enumerate(shapes)]
@@ -69,7 +69,7 @@ def test_kernels_in_stacks_as_on_a_gpu_learn_as_each_alone(keep_size: bool, monk
 
     alone = learned()
     monkeypatch.setattr(muon, "_stacks", muon.by_shape)
-    assert [len(stack) for stack in muon.by_shape(alone)] == [3, 2]
+    assert [len(stack) for stack in muon.by_shape(alone)] == [3, 2, 1]
     for one, other in zip(alone, learned(), strict=True):
         assert torch.allclose(one, other, atol=0.02)  # bfloat16, where that is fast
 
