@@ -27,7 +27,7 @@ generate: $(VENV)/.installed
 	@$(VENV)/bin/miniai generate "$$PROMPT" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -19,72 +19,22 @@ these pictures is taken at three noise levels, the same noise for all. The table
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from trial_parts import (
-    AlignedModel,
-    AlignedObjective,
-    Both,
-    Exchanged,
-    FlowLoss,
-    NoisyVAEObjective,
-    Pooled,
-    encode,
-    mirrored,
-    moved,
-    patches,
-)
+from trial_bench import BASE, LEVELS, Bench, Trial
+from trial_parts import Both, NoisyVAEObjective, Pooled, mirrored, moved
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
-from miniai.base.files import make_folder, read_json, write_json
-from miniai.base.seeds import make_generator
-from miniai.diffusion.schedule import NoiseSchedule
-from miniai.nn.autoencoder import AutoencoderKL
-from miniai.nn.clip import CLIPModel, CLIPTextModel
-from miniai.nn.unet import UNet2DConditionModel
-from miniai.recipes.clip_stage import train_clip
-from miniai.recipes.evaluate_text_to_image import evaluate_text_to_image
-from miniai.recipes.evaluation import Evaluation
-from miniai.recipes.evaluator import RECORD, SHIPPED
-from miniai.recipes.text_to_image import load_clip, save_clip, scheduler_config
-from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig
-from miniai.recipes.training import StageRun, channels_last, initial_weights, run_stage
-from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective, compute_latents, init_unet
-from miniai.recipes.vae_stage import VAEObjective, standardise_latents, to_float
-from miniai.sd.folder import Components, read_folder, write_folder
-from miniai.sd.tokenizer import CLIPTokenizer
-from miniai.train.captions import CaptionedItem, load_images, read_captioned_folder
-from miniai.train.data import TensorDataset
-from miniai.train.learner import Objective
+from miniai.base.files import write_json
+from miniai.recipes.evaluator import SHIPPED
+from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
+from miniai.recipes.vae_stage import VAEObjective
+from miniai.train.captions import CaptionedItem
 
-PACKAGED = Path(__file__).parents[1] / "miniai" / "models" / "emoji"
 EVERYDAY, SKIN_TONES, CLIPART = (Path("data") / name for name in ("emoji-everyday", "emoji-skin-tones", "clipart"))
-LEVELS = (300, 600, 900)  # timesteps at which errors are taken
-SMALLER = replace(SMALL.unet, block_out_channels=(96, 160), attention_head_dim=(3, 5))
-BASE = replace(SMALL, unet=SMALLER)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is changed, of the recipe, of the captions or of what is learned; and why."""
-
-    why: str
-    config: Callable[[TextToImageConfig], TextToImageConfig] = lambda config: config
-    captions: Callable[[CaptionedItem], list[str]] = lambda item: list(item.captions)
-    others: Callable[[Tensor], Tensor] | None = None  # pictures that half of each batch is exchanged for
-    alignment: float = 0.0
-    flow: bool = False
-    listener: Callable[[CLIPTextModel], nn.Module] | None = None
-    data: Path | None = None  # instead of --data
-    beside: Path | None = None  # as well
-    vae: Callable[[VAELossConfig], Objective] | None = None
-    new_vae: bool = False
-    text_layers: int | None = None
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -153,6 +103,9 @@ TRIALS: dict[str, Trial] = {
     "rate-0.001": Trial("a learning rate of 0.001", stage(learning_rate=1e-3)),
     "rate-0.004": Trial("a learning rate of 0.004", stage(learning_rate=4e-3)),
     "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
+    "batch-64-minutes": Trial(
+        "batches of 64, as many pictures as they see in the others' minutes", stage(batch_size=64), pictures=2 / 3
+    ),
     "ema-short": Trial("weights averaged over 50 steps instead of 1,000", stage(ema=0.98)),
     "adamw": Trial("AdamW for all weights, at 0.0007", stage(optimizer="adamw", learning_rate=7e-4)),
     "mirrored": Trial("half of the pictures are seen in the mirror", others=mirrored),
@@ -192,138 +145,6 @@ def without_style(item: CaptionedItem) -> list[str]:
     """The captions that hold none of the words behind the last comma of the first: "…, noto style"."""
     style = item.text.rsplit(", ", 1)[-1].removesuffix(" style")
     return [text for text in item.captions if style not in text] or [item.text]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all trials share. `steps` is of batches of 128."""
-
-    data: Path
-    out: Path
-    steps: int
-    clip_steps: int
-    vae_steps: int
-    device: torch.device
-    evaluator: Path
-    config: TextToImageConfig
-
-    def prepare(self) -> None:
-        """The CLIP under which all of them learn, unless it is there."""
-        if (self.out / "clip" / "model.safetensors").is_file():
-            return
-        folder = read_captioned_folder(self.data)
-        captions = [list(item.captions) for item in folder.train]
-        texts = (text for of_picture in captions for text in of_picture)
-        tokenizer = CLIPTokenizer.train(texts, self.config.vocab_size, self.config.window)
-        run = StageRun("clip", self.out / "clip-training", self.device, None, self.clip_steps)
-        images = load_images(folder.train, self.config.image_size)
-        save_clip(self.out / "clip", train_clip(self.config, images, captions, tokenizer, run, 0), tokenizer)
-
-    def text_encoder(self, n_layers: int | None) -> tuple[CLIPTextModel, CLIPTokenizer, CLIPModel]:
-        """With the first `n_layers` of CLIP's, or all."""
-        clip, tokenizer = load_clip(self.out / "clip")
-        config = clip.config.text_config
-        text_encoder = CLIPTextModel(replace(config, num_hidden_layers=n_layers or config.num_hidden_layers))
-        known = text_encoder.text_model.state_dict()
-        text_encoder.text_model.load_state_dict({k: v for k, v in clip.text_model.state_dict().items() if k in known})
-        return text_encoder, tokenizer, clip
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for figures to be compared."""
-        judge = read_json(self.evaluator / RECORD)["names"]
-        return {"steps": self.steps, "clip_steps": self.clip_steps, "vae_steps": self.vae_steps, "judge": judge}
-
-    def vae(self, trial: Trial, config: TextToImageConfig, images: Tensor, place: Path) -> AutoencoderKL:
-        """The packaged one or a new one, trained as the trial says."""
-        if trial.new_vae:
-            with initial_weights(config.seed):
-                vae = AutoencoderKL(config.vae).to(self.device)
-        else:
-            vae = read_folder(PACKAGED, torch.float32, self.device).vae
-        if trial.vae is not None:
-            channels_last(vae).train().requires_grad_(True)
-            rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
-            run = StageRun("vae", place, self.device, None, self.vae_steps)
-            vae_stage = replace(config.vae_stage, learning_rate=rate)
-            run_stage(run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
-            standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
-            vae.eval().requires_grad_(False)
-        return vae
-
-    def run(self, name: str) -> dict[str, Any]:
-        """Train, unless it is done, and measure."""
-        trial, place = TRIALS[name], self.out / name
-        if (place / "trial.json").is_file():
-            return json.loads((place / "trial.json").read_text())
-        make_folder(place)
-        print(f"{name}: {trial.why}", flush=True)
-        config = trial.config(self.config)
-        text_encoder, tokenizer, clip = self.text_encoder(trial.text_layers)
-        items = read_captioned_folder(trial.data or self.data).train
-        items += () if trial.beside is None else read_captioned_folder(trial.beside).train
-        images = load_images(items, config.image_size)
-        vae = self.vae(trial, config, images, place / "vae")
-        captions = [trial.captions(item) for item in items]
-        data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
-        with initial_weights(config.seed):
-            unet = init_unet(UNet2DConditionModel(config.unet))
-            listener: Any = text_encoder if trial.listener is None else trial.listener(text_encoder)
-            model = TextToImageModel(unet, listener, config.train_text)
-        objective: Any = TextToImageObjective(config, data, self.device)
-        if trial.flow:
-            objective.diffusion = FlowLoss(NoiseSchedule(config.schedule))
-        tensors: tuple[Tensor, ...] = (data.latents, data.rows, data.counts)
-        if trial.others is not None:
-            tensors += (encode(vae, trial.others(images), self.device),)
-            objective = Exchanged(objective)
-        if trial.alignment:
-            tensors += (patches(clip.to(self.device), images, self.device),)
-            with initial_weights(config.seed):
-                model = AlignedModel(unet, text_encoder, config.train_text, tensors[3].shape[-1])
-            objective = AlignedObjective(objective, trial.alignment)
-        steps = self.steps * 128 // config.unet_stage.batch_size
-        stage_run = StageRun("unet", place / "stages", self.device, None, steps)
-        run_stage(stage_run, config.unet_stage, model, TensorDataset(tensors), objective, config.seed)
-        errors = self.errors(config, model.unet, model.text_encoder, tokenizer, vae)
-        result = {"name": name, "why": trial.why, "settings": self.settings, **stage_run.record(), **errors}
-        if trial.listener is None:  # no model folder says so of a text encoder: its errors alone are measured
-            scheduler = scheduler_config(config)
-            parts = Components(tokenizer, text_encoder.half().cpu(), unet.half().cpu(), vae.half().cpu(), scheduler)
-            write_folder(place / "model", parts)
-            asked = Evaluation(place / "model", self.data, evaluator=self.evaluator, device=str(self.device))
-            judged = evaluate_text_to_image(asked, place / "evaluation")
-            result |= {key: judged[key] for key in ("retrieval", "retrieval_within_style", "style", "fid", "kid")}
-        write_json(place / "trial.json", result)
-        for checkpoint in (place / "stages" / "checkpoints").glob("*"):
-            checkpoint.unlink()
-        return result
-
-    @torch.no_grad()
-    def errors(
-        self, config: TextToImageConfig, unet: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer, vae: Any
-    ) -> dict[str, dict[str, float]]:
-        """On the held-out pictures at each of LEVELS of the noise of the recipe: mean squared error in x0 (`errors`),
-        and of the pixels that it is decoded to (`pixel_errors`), where white to black is 2."""
-        items = read_captioned_folder(self.data).heldout
-        pictures = load_images(items, config.image_size)
-        x0 = encode(vae, pictures, self.device).to(self.device)
-        texts = text_encoder(tokenizer([item.text for item in items]).to(self.device)).last_hidden_state
-        alpha_bar, own = (NoiseSchedule(c.schedule).alpha_bar for c in (self.config, config))
-        found: dict[str, dict[str, float]] = {"errors": {}, "pixel_errors": {}}
-        for level in LEVELS:
-            a = alpha_bar[level].double()
-            t = int((own.double() - a).abs().argmin())  # the timestep with that noise in the trial's own schedule
-            signal, spread = float(own[t]) ** 0.5, (1 - float(own[t])) ** 0.5
-            noise = torch.randn(x0.shape, generator=make_generator(0, level)).to(self.device)
-            x_t = signal * x0 + spread * noise
-            said = unet(x_t, torch.full((len(x0),), float(t), device=self.device), texts)
-            is_v = config.schedule.prediction_type == "v_prediction"
-            estimate = signal * x_t - spread * said if is_v else (x_t - spread * said) / signal
-            decoded = torch.cat([vae.decode(part).cpu() for part in estimate.split(64)])
-            found["errors"][str(level)] = float((estimate - x0).square().mean())
-            found["pixel_errors"][str(level)] = float((decoded - to_float(pictures)).square().mean())
-        return found
 
 
 def table(results: list[Mapping[str, Any]]) -> str:
@@ -371,7 +192,7 @@ def main() -> None:
     bench.prepare()
     write_json(asked.out / "config.json", {"steps": asked.steps, **config_to_dict(BASE)})
     for name in asked.names or TRIALS:
-        bench.run(name)
+        bench.run(name, TRIALS[name])
         done = [
             json.loads(path.read_text()) for known in TRIALS if (path := asked.out / known / "trial.json").is_file()
         ]

@@ -52,10 +52,13 @@ class EMA(Callback):
         if learner.step % self.every:
             return
         self.n_updates += 1
-        decay = min(self.decay, (1 + self.n_updates) / (self.warmup + self.n_updates)) ** self.every
         weights = _trained(learner.model)
         shadows = [self.shadow[name] for name in weights]
-        torch._foreach_lerp_(shadows, [weight.detach().float() for weight in weights.values()], 1 - decay)
+        torch._foreach_lerp_(shadows, [weight.detach().float() for weight in weights.values()], 1 - self.decay_now())
+
+    def decay_now(self) -> float:
+        """What the shadows keep of themselves at update `n_updates`, 1 being the first."""
+        return min(self.decay, (1 + self.n_updates) / (self.warmup + self.n_updates)) ** self.every
 
     @contextmanager
     def swap(self, model: nn.Module) -> Iterator[nn.Module]:
