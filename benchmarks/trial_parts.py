@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from miniai.base.images import to_pil, to_tensor
@@ -15,9 +16,11 @@ from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.weighting import Plain
 from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.emoji_colours import COLOURS
 from miniai.recipes.text_to_image_config import VAELossConfig
 from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective
 from miniai.recipes.vae_stage import VAEObjective, to_float
+from miniai.train.captions import CaptionedItem
 
 
 class AlignedModel(TextToImageModel):
@@ -121,6 +124,39 @@ class Exchanged:
         drawn = torch.rand(len(batch[0]), 1, 1, 1, generator=generator, device=generator.device)
         flip = (drawn < 0.5).to(batch[0].device)
         return self.objective(model, (torch.where(flip, batch[3], batch[0]), *batch[1:3]), generator)
+
+
+def with_groups(item: CaptionedItem) -> list[str]:
+    """The captions, and half as many that name the Unicode group and subgroup: "cat face, animal mammal, animals
+    nature, noto style"."""
+    kinds = [str(item.fields[key]).replace("-", " ") for key in ("subgroup", "group")]
+    said = ", ".join([str(item.fields["label"]), *kinds])
+    return [*item.captions, *[f"{said}, {item.fields['style']} style", said] * (len(item.captions) // 4)]
+
+
+def with_seen_colours(item: CaptionedItem) -> list[str]:
+    """The captions, and half as many that say which colours the picture has: "a red and green apple, noto style"."""
+    colours = " and ".join(seen_colours(Image.open(item.path)))
+    label = f"{colours} {item.fields['label']}".strip()
+    said = f"an {label}" if label[0] in "aeiou" else f"a {label}"
+    return [*item.captions, *[f"{said}, {item.fields['style']} style", said] * (len(item.captions) // 4)]
+
+
+def seen_colours(picture: Image.Image, most: int = 2) -> list[str]:
+    """Of nine colours, black and white those that cover a fifth or more of what is not the white around the thing, the
+    largest first."""
+    flood = picture.convert("RGB")
+    for corner in ((0, 0), (flood.width - 1, 0), (0, flood.height - 1), (flood.width - 1, flood.height - 1)):
+        ImageDraw.floodfill(flood, corner, (255, 0, 255), thresh=40)
+    pixels = torch.from_numpy(np.asarray(flood).copy()).reshape(-1, 3).float() / 255
+    thing = pixels[(pixels - torch.tensor([1.0, 0.0, 1.0])).abs().amax(1) > 0.01]
+    names = [*COLOURS, "black", "white"]
+    palette = torch.tensor([*COLOURS.values(), (0.1, 0.1, 0.1), (1.0, 1.0, 1.0)])
+    if len(thing) == 0:
+        return []
+    shares = torch.bincount(torch.cdist(thing, palette).argmin(1), minlength=len(names)) / len(thing)
+    order = shares.argsort(descending=True).tolist()
+    return [names[i] for i in order[:most] if shares[i] >= 0.2]
 
 
 def mirrored(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
     miniai data emoji --out data/emoji-skin-tones --styles noto,twemoji,fluent-emoji-flat \\
         --groups "core,hand-*,hands" --skin-tones                                       for the trial `skin-tones`
     miniai data openclipart --out data/clipart                                     for the trial `clipart`
+    python benchmarks/stamps_folder.py --out data/stamps                           for the trial `stamps`
     python benchmarks/trials.py --data data/emoji-core --out runs/trials            all of them, those done are kept
     python benchmarks/trials.py --data data/emoji-core --out runs/trials labels muon   these alone
     python benchmarks/trials.py --list
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trial_bench import BASE, LEVELS, Bench, Trial
-from trial_parts import Both, NoisyVAEObjective, Pooled, mirrored, moved
+from trial_parts import Both, NoisyVAEObjective, Pooled, mirrored, moved, with_groups, with_seen_colours
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
@@ -34,7 +35,9 @@ from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
 from miniai.recipes.vae_stage import VAEObjective
 from miniai.train.captions import CaptionedItem
 
-EVERYDAY, SKIN_TONES, CLIPART = (Path("data") / name for name in ("emoji-everyday", "emoji-skin-tones", "clipart"))
+EVERYDAY, SKIN_TONES, CLIPART, STAMPS = (
+    Path("data") / name for name in ("emoji-everyday", "emoji-skin-tones", "clipart", "stamps")
+)
 
 
 def stage(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -89,6 +92,8 @@ TRIALS: dict[str, Trial] = {
         captions=lambda item: [item.text, *(text for text in item.captions[1:] if text.count(",") > 1)],
     ),
     "no-style": Trial("captions: none names a style", captions=lambda item: without_style(item)),
+    "groups": Trial("captions: a third more of them, with Unicode's group and subgroup", captions=with_groups),
+    "seen-colours": Trial("captions: a third more, with colours read off the picture", captions=with_seen_colours),
     "frozen-text": Trial("CLIP's text encoder stays as it is", lambda config: replace(config, train_text=False)),
     "epsilon": Trial(
         "the U-Net predicts epsilon, min-SNR",
@@ -103,6 +108,7 @@ TRIALS: dict[str, Trial] = {
     "rate-0.001": Trial("a learning rate of 0.001", stage(learning_rate=1e-3)),
     "rate-0.004": Trial("a learning rate of 0.004", stage(learning_rate=4e-3)),
     "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
+    "batch-256": Trial("batches of 256, half as many", stage(batch_size=256)),
     "batch-64-minutes": Trial(
         "batches of 64, as many pictures as they see in the others' minutes", stage(batch_size=64), pictures=2 / 3
     ),
@@ -116,6 +122,7 @@ TRIALS: dict[str, Trial] = {
     "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
     "everyday": Trial("1,484 pictures more: hands, combinations, colours", data=EVERYDAY),
     "clipart": Trial("1,207 pieces of clip art more, a style of their own", beside=CLIPART),
+    "stamps": Trial("pictures that children stamp, a style of their own", beside=STAMPS),
     "skin-tones": Trial("hands, and these and others in five skin tones more", data=SKIN_TONES),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
     "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),

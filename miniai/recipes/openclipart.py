@@ -156,10 +156,7 @@ def captions(drawing: Drawing) -> list[str]:
 
 
 def draw(svg: str, size: int) -> bytes:
-    """What is to be seen of the drawing as a square RGB PNG on white, its proportions kept; nothing if there is none.
-
-    Many of them are a small thing on a large sheet: the sheet is cut away.
-    """
+    """What is to be seen of the drawing as a square PNG on white, its proportions kept; nothing if there is none."""
     try:
         drawn = renderer().svg_to_bytes(
             svg_string=svg, background="#ffffff", skip_system_fonts=True, width=LARGE, height=LARGE, dpi=96
@@ -168,8 +165,16 @@ def draw(svg: str, size: int) -> bytes:
             picture = image.convert("RGB")
     except (ValueError, OSError):
         return b""
+    return cut_out(picture, size)
+
+
+def cut_out(picture: Image.Image, size: int) -> bytes:
+    """What is to be seen on an RGB picture's white, as a square PNG, its proportions kept; nothing if there is none.
+
+    Many drawings are a small thing on a large sheet: the sheet is cut away.
+    """
     box = ImageChops.difference(picture, Image.new("RGB", picture.size, "white")).getbbox()
-    if box is None or min(box[2] - box[0], box[3] - box[1]) < LARGE // 64:  # nothing, or a line
+    if box is None or min(box[2] - box[0], box[3] - box[1]) < picture.width // 64:  # nothing, or a line
         return b""
     thing = picture.crop(box)
     edge = round(max(thing.size) * 1.06)
