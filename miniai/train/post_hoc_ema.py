@@ -97,7 +97,6 @@ class AverageSnapshots(Callback):
         for step, path in _files(self.folder):
             if step > learner.step:
                 path.unlink()
-        self._last = learner.step
 
     def after_step(self, learner: Learner) -> None:
         if learner.step % self.every_steps == 0:

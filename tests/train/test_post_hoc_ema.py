@@ -148,6 +148,12 @@ def test_a_width_that_was_kept_is_given_back(tmp_path: Path) -> None:
         assert torch.allclose(reconstruct(tmp_path, average.width)["weight"], average.shadow["weight"], atol=2e-3)
 
 
+def test_the_end_of_a_training_is_kept_whatever_its_length(tmp_path: Path) -> None:
+    kept = [PowerEMA(0.05)]
+    make_learner(*kept, AverageSnapshots(tmp_path, kept, every_steps=20), n_steps=45).fit(1)
+    assert [one.n_updates for one in snapshots(tmp_path)] == [20, 40, 45]
+
+
 def test_too_few_snapshots_for_a_narrow_average_are_warned_of(tmp_path: Path) -> None:
     kept = [PowerEMA(0.05), PowerEMA(0.10)]
     make_learner(*kept, AverageSnapshots(tmp_path, kept, every_steps=200)).fit(1)
