@@ -40,6 +40,10 @@ def fashion(
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.", show_default="the recipe's")] = None,
     guidance_scale: Guidance = None,
     guidance_interval: GuidanceInterval = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="Folder of a shorter training of the same recipe, to be led away from.")
+    ] = None,
+    guide_scale: Annotated[float, typer.Option(help="How far away from --guide, 1 (not at all) to 100.")] = 2.0,
     churn: Annotated[
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,
@@ -48,11 +52,11 @@ def fashion(
 ) -> None:
     """Paint clothes and measure FID beside that of real ones; and how many are of the class that was asked for."""
     _check(n, guidance_scale, steps)
-    generate_request.check_ranges(("--churn", churn, 0, 1000, ""))
+    generate_request.check_ranges(("--churn", churn, 0, 1000, ""), ("--guide-scale", guide_scale, 1, 100, ""))
     from miniai.recipes.evaluate_fashion import evaluate_fashion
 
     options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "churn": churn}
-    options["guidance_interval"] = guidance_interval
+    options |= {"guidance_interval": guidance_interval, "guide": guide, "guide_scale": guide_scale}
     found = evaluate_fashion(model, classifier, data=data, out=out, n=n, seed=seed, device=device, **options)
     typer.echo(
         f"FID {found['fid']:.3f} with {found['calls']} calls, of as many real pictures {found['fid_of_real']:.3f}: "

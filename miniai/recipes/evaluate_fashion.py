@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from miniai.base.device import pick_device
+from miniai.base.errors import UserError
 from miniai.base.files import make_folder, write_json
 from miniai.base.images import save_png
 from miniai.diffusion.sampling import find_sampler, n_calls
@@ -22,6 +23,7 @@ from miniai.recipes.fashion import PADDING, as_sheet, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.recipes.fashion_latent import load_painter
+from miniai.recipes.fashion_painting import load_guide
 from miniai.train.fashion_mnist import LabelledImages
 
 FEATURES = "features"  # folder beside the classifier's weights
@@ -68,14 +70,17 @@ def evaluate_fashion(
     steps: int | None = None,
     guidance_scale: int | float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guide: Path | None = None,
+    guide_scale: int | float = 2.0,
     churn: int | float = 0.0,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Paint `n` pictures with the network in the folder `model` and return what `out/evaluation.json` then says; `out`
-    (default: `model`) also gets a sheet of them.
+    (default: `model`) also gets a sheet of them. `guide` is the folder of a shorter training of the same recipe.
 
-    Raises UserError if a folder holds no finished training, the data is not there, or the sampler has no churn.
+    Raises UserError if a folder holds no finished training, the data is not there, the sampler has no churn, or `guide`
+    is of another recipe.
     """
     place = pick_device(device)
     paint, config = load_painter(model, place)
@@ -83,12 +88,18 @@ def evaluate_fashion(
     labels = torch.arange(n) % N_CLASSES
     options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
     chosen = {name: getattr(config, name) if value is None else value for name, value in options.items()}
-    painted = paint(labels, seed=seed, churn=churn, guidance_interval=guidance_interval, **options)
+    if guide is not None and config.kind == "latent":
+        raise UserError("--guide is for networks of pixels: those of latents have an autoencoder of their own each")
+    options |= {"guidance_interval": guidance_interval, "churn": churn}
+    beside = {} if guide is None else {"guide": load_guide(guide, config, place), "guide_scale": guide_scale}
+    painted = paint(labels, seed=seed, **options, **beside)
     results: dict[str, Any] = {
         "kind": config.kind,
         "n": n,
         **chosen,
         "guidance_interval": guidance_interval,
+        "guide": None if guide is None else str(guide),
+        "guide_scale": None if guide is None else guide_scale,
         "calls": n_calls(find_sampler(chosen["sampler"]), chosen["n_steps"]),
         "churn": churn,
         "seed": seed,

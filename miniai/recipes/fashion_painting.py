@@ -15,7 +15,7 @@ from miniai.base.errors import UserError
 from miniai.base.files import read_json
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser
-from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, guided
+from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, autoguided, guided
 from miniai.diffusion.distillation import GuidedCondition, told_scale
 from miniai.diffusion.ladder import Ladder, karras_sigmas
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
@@ -32,6 +32,21 @@ def load_fashion_diffusion(folder: Path, device: torch.device) -> tuple[UNet2DMo
     path = folder / CONFIG
     config = config_from_dict(FashionDiffusionConfig, read_json(path), str(path))
     return load_model(UNet2DModel(config.model), folder, device), config
+
+
+def load_guide(folder: Path, config: FashionDiffusionConfig, device: torch.device) -> UNet2DModel:
+    """A network that can stand beside one of `config` as its `guide`.
+
+    Raises UserError if the folder holds none, or one that sees other things: of another kind, patch size, or with
+    other knowledge of classes."""
+    network, own = load_fashion_diffusion(folder, device)
+
+    def seen(config: FashionDiffusionConfig) -> tuple[Any, ...]:
+        return config.kind, config.patch_size, config.sigma_data, config.model.num_class_embeds, config.ladder
+
+    if seen(own) != seen(config) or own.guidance_range is not None:
+        raise UserError(f"{folder} cannot guide fashion-{config.kind}: name a shorter training of that recipe")
+    return network
 
 
 def paint(
@@ -96,6 +111,8 @@ def painter_of(
     n_steps: int | None = None,
     guidance_scale: int | float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guide: UNet2DModel | None = None,
+    guide_scale: int | float = 2.0,
     churn: int | float = 0.0,
     clip: float | None = None,
     change: Callable[[Denoiser], Denoiser] | None = None,
@@ -104,6 +121,7 @@ def painter_of(
 
     - sampler, n_steps, guidance_scale: None is what the recipe says.
     - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; None is everywhere.
+    - guide, guide_scale: a network of the same recipe that learned for less long, and how far from it: `autoguided`.
     - churn: `s_churn` of Karras et al. 2022, algorithm 2.
     - clip: bounds x0 (None: nothing does); change: makes another denoiser of the network's.
 
@@ -120,6 +138,8 @@ def painter_of(
     check_distilled(config, method.name, steps, scale, churn)
     if config.guidance_range is not None and guidance_interval is not None:
         raise UserError("this network was distilled with its guidance, at all noise levels: leave the interval out")
+    if guide is not None and (config.guidance_range is not None or config.ladder):
+        raise UserError("this network was distilled, for steps or scales of its own: leave --guide out")
     device = model.conv_in.weight.device
     schedule = None if config.is_edm else NoiseSchedule(config.schedule)
     if schedule is None:
@@ -128,6 +148,9 @@ def painter_of(
     else:
         ladder = method.ladder(schedule, steps)
     denoiser = denoiser_for(model, config, schedule, ladder, labels.to(device), scale, interval)
+    if guide is not None:
+        worse = denoiser_for(guide, config, schedule, ladder, labels.to(device), 1.0, interval)
+        denoiser = autoguided(denoiser, worse, float(guide_scale))
     denoiser = denoiser if change is None else change(denoiser)
 
     @torch.no_grad()

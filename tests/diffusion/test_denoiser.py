@@ -1,12 +1,14 @@
 """Networks as denoisers, and guidance as a denoiser made from one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers_oracle import STABLE_DIFFUSION, network, start_noise
 from torch import Tensor
 
-from miniai.diffusion.denoiser import NetworkDenoiser, clipped, conditioned, guided, rescale_guided
+from miniai.diffusion.denoiser import NetworkDenoiser, autoguided, clipped, conditioned, guided, rescale_guided
 from miniai.diffusion.parametrisation import from_x0
 from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule
@@ -148,3 +150,34 @@ def test_clipped_bounds_x0() -> None:
     x0 = denoiser(X, SIGMA)
     assert x0.abs().max() > 1
     assert torch.equal(clipped(denoiser, 1.0)(X, SIGMA), x0.clamp(-1, 1))
+
+
+def test_a_worse_network_is_led_away_from() -> None:
+    asked: list[Tensor] = []
+
+    def worse(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(sigma)
+        return x.sin()
+
+    def better(x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.3 * x
+
+    torch.testing.assert_close(autoguided(better, worse, 2.5)(X, SIGMA), X.sin() + 2.5 * (0.3 * X - X.sin()))
+    torch.testing.assert_close(autoguided(better, worse, 0.0)(X, SIGMA), X.sin())
+    asked.clear()
+    assert torch.equal(autoguided(better, worse, 1.0)(X, SIGMA), 0.3 * X)
+    assert asked == []
+
+
+def test_away_from_a_posterior_that_is_too_wide_lies_the_right_one() -> None:
+    """Data of deviation s: the exact denoiser is x s² / (s² + sigma²) (Karras et al. 2022, eq. 57). One that believes
+    s = 1.5 and a worse one that believes 2 err in the same way; the right scale between them undoes the error."""
+    sigma = torch.full((2,), 0.8)
+
+    def believing(s: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, sigma: x * (s**2 / (s**2 + sigma**2))[:, None, None, None]
+
+    true, better, worse = (float(believing(s)(torch.ones(1, 1, 1, 1), sigma[:1])) for s in (1.0, 1.5, 2.0))
+    scale = (true - worse) / (better - worse)
+    assert scale > 1
+    torch.testing.assert_close(autoguided(believing(1.5), believing(2.0), scale)(X, sigma), believing(1.0)(X, sigma))

@@ -96,6 +96,21 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     assert "guidance_interval" in capsys.readouterr().err
     assert run(["evaluate", "fashion", *folders, "--n", "64", "--churn", "5", "--sampler", "lms"]) == 2
     assert "--churn 5 is for the samplers euler and heun, not lms" in capsys.readouterr().err
+    train_fashion_diffusion("conditional", tmp_path / "worse", data=DATA, epochs=0.1, config=tiny("conditional"))
+    guide = ["--guide", str(tmp_path / "worse"), "--guide-scale"]
+    led = [*folders, "--n", "64", "--out", str(tmp_path / "led"), *guide]
+    for scale, ratio in (("1", found["ratio"]), ("3", None)):
+        assert run(["evaluate", "fashion", *led, scale]) == 0
+        by = json.loads((tmp_path / "led" / "evaluation.json").read_text())
+        assert (by["guide"], by["guide_scale"]) == (str(tmp_path / "worse"), float(scale))
+        assert (by["ratio"] == pytest.approx(found["ratio"], rel=1e-6)) == (ratio is not None)
+    capsys.readouterr()
+    assert run(["evaluate", "fashion", *led, "0.5"]) == 2
+    assert "--guide-scale 0.5 is out of range" in capsys.readouterr().err
+    train_fashion_diffusion("edm", tmp_path / "other", data=DATA, epochs=0.1, config=tiny("edm"))
+    guide[1] = str(tmp_path / "other")
+    assert run(["evaluate", "fashion", *folders, "--n", "64", *guide, "2"]) == 2
+    assert "cannot guide fashion-conditional" in capsys.readouterr().err
 
     steps = ["evaluate", "fashion-steps", *folders, "--n", "64", "--samplers", "heun,euler", "--steps", "3,1"]
     assert run(steps) == 0
