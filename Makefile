@@ -7,7 +7,7 @@ PROMPT ?= a smiling cat with sunglasses, noto style
 export PROMPT
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: install generate test lint benchmark clean
+.PHONY: install generate test lint clean
 
 install: $(VENV)/.installed
 

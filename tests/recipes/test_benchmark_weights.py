@@ -7,7 +7,7 @@ import torch
 
 from miniai.recipes.evaluate_fashion import named
 from miniai.recipes.fashion_classifier import accuracy, load_classifier
-from miniai.recipes.fashion_painting import load_fashion_diffusion, paint
+from miniai.recipes.fashion_painting import load_fashion_diffusion, load_guide, paint
 from miniai.train.fashion_mnist import load_fashion_mnist
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
@@ -25,5 +25,6 @@ def test_the_judge_reads_painted_clothes_as_they_were_asked_for() -> None:
     classifier = load_classifier(WEIGHTS / "fashion-judge", CPU)
     network, config = load_fashion_diffusion(WEIGHTS / "fashion-conditional", CPU)
     labels = torch.arange(20) % 10
-    painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=12)
+    guide = load_guide(WEIGHTS / "fashion-guide", config, CPU)
+    painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=12, guide=guide)
     assert (named(classifier, painted, CPU) == labels).float().mean() >= 0.7  # 0.1 by chance; 0.87 of 2,048 in 20 steps
