@@ -18,12 +18,12 @@ from typing import Any
 from trial_bench import BASE, LEVELS, Bench, Trained, Trial
 
 from miniai.base.device import pick_device
-from miniai.base.files import read_json, write_json
+from miniai.base.files import write_json
 from miniai.recipes.evaluator import SHIPPED
 from miniai.recipes.text_to_image_config import TextToImageConfig
 from miniai.train.post_hoc_ema import AverageSnapshots, PowerEMA, reconstruct
 
-WIDTHS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25)
+WIDTHS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25)
 OWN = "the recipe's own"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="batches of 128 pictures")
     parser.add_argument("--clip-steps", type=int, default=600, help="batches of 64 pairs that the CLIP sees")
     parser.add_argument("--constant", action="store_true", help="the learning rate does not fall at the end")
-    parser.add_argument("--clip", type=Path, help="a folder that trials.py has trained the CLIP in already")
+    parser.add_argument("--clip", type=Path, help="one that is trained already, such as runs/trials/clip")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
     bench = Bench(
@@ -70,8 +70,8 @@ def main() -> None:
         weights = trained.model.state_dict() | reconstruct(asked.out / "averages", width)
         trained.model.load_state_dict(weights)
         rows.append(measure(bench, trained, asked.out / f"width-{width}", f"{width:.2f}"))
-    write_json(asked.out / "ema_length.json", rows)
-    (asked.out / "ema_length.md").write_text(table(read_json(asked.out / "ema_length.json")))
+        write_json(asked.out / "ema_length.json", rows)
+        (asked.out / "ema_length.md").write_text(table(rows))
     print(table(rows))
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from miniai.base.errors import UserError
 from miniai.base.files import make_folder
 from miniai.recipes.emoji_captions import with_article
 from miniai.recipes.emoji_drawing import renderer
@@ -22,12 +21,16 @@ from miniai.recipes.emoji_folder import new_folder
 from miniai.recipes.openclipart import LARGE, cut_out
 
 DEBIAN = Path("/usr/share/tuxpaint/stamps")
+VERBS = {"is", "are", "was", "we", "i", "you", "eat", "have", "has", "can", "let's"}
 NO_THINGS = ("symbols/", "town/flags", "town/roadsigns")  # letters, signs and coins
 
 
 def title(text: str) -> str:
-    """What the first line of a caption names: "A happy lion!" is "happy lion"; "" if it is a sentence."""
+    """What the first line of a caption names: "A happy lion!" is "happy lion"; "" if it begins or goes on as a
+    sentence does."""
     line = text.strip().splitlines()[0] if text.strip() else ""
+    if set(line.lower().split()) & VERBS:
+        return ""
     words = re.sub(r"^(an?|the) ", "", line.strip().rstrip(".!").lower())
     return words if re.fullmatch(r"[a-z][a-z' -]{2,39}", words) else ""
 
@@ -60,7 +63,7 @@ def main() -> None:
     asked = parser.parse_args()
     captions = sorted(asked.stamps.rglob("*.txt"))
     if not captions:
-        raise UserError(f"{asked.stamps}: there are no stamps; apt-get install tuxpaint-stamps-default")
+        parser.error(f"{asked.stamps}: there are no stamps; apt-get install tuxpaint-stamps-default")
     lines = []
     with new_folder(asked.out) as folder:
         make_folder(folder / "train")

@@ -98,6 +98,8 @@ class Bench:
         """The CLIP under which all of them learn, unless it is there."""
         if (self.clip_folder / "model.safetensors").is_file():
             return
+        if self.clip is not None:
+            raise SystemExit(f"{self.clip} holds no CLIP: name the folder clip of a run of trials.py")
         folder = read_captioned_folder(self.data)
         captions = [list(item.captions) for item in folder.train]
         texts = (text for of_picture in captions for text in of_picture)

@@ -16,6 +16,7 @@ from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.weighting import Plain
 from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.recipes.emoji_captions import with_article
 from miniai.recipes.emoji_colours import COLOURS
 from miniai.recipes.text_to_image_config import VAELossConfig
 from miniai.recipes.unet_stage import TextToImageModel, TextToImageObjective
@@ -136,9 +137,9 @@ def with_groups(item: CaptionedItem) -> list[str]:
 
 def with_seen_colours(item: CaptionedItem) -> list[str]:
     """The captions, and half as many that say which colours the picture has: "a red and green apple, noto style"."""
-    colours = " and ".join(seen_colours(Image.open(item.path)))
-    label = f"{colours} {item.fields['label']}".strip()
-    said = f"an {label}" if label[0] in "aeiou" else f"a {label}"
+    with Image.open(item.path) as picture:
+        colours = " and ".join(seen_colours(picture))
+    said = with_article(f"{colours} {item.fields['label']}".strip())
     return [*item.captions, *[f"{said}, {item.fields['style']} style", said] * (len(item.captions) // 4)]
 
 

@@ -92,8 +92,8 @@ TRIALS: dict[str, Trial] = {
         captions=lambda item: [item.text, *(text for text in item.captions[1:] if text.count(",") > 1)],
     ),
     "no-style": Trial("captions: none names a style", captions=lambda item: without_style(item)),
-    "groups": Trial("captions: a third more of them, with Unicode's group and subgroup", captions=with_groups),
-    "seen-colours": Trial("captions: a third more, with colours read off the picture", captions=with_seen_colours),
+    "groups": Trial("captions: a third of them with Unicode's group and subgroup", captions=with_groups),
+    "seen-colours": Trial("captions: a third of them with colours read off the picture", captions=with_seen_colours),
     "frozen-text": Trial("CLIP's text encoder stays as it is", lambda config: replace(config, train_text=False)),
     "epsilon": Trial(
         "the U-Net predicts epsilon, min-SNR",

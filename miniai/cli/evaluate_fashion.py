@@ -43,7 +43,9 @@ def fashion(
     guide: Annotated[
         Path | None, typer.Option(help="Folder of a shorter training of the same recipe, to be led away from.")
     ] = None,
-    guide_scale: Annotated[float, typer.Option(help="How far away from --guide, 1 (not at all) to 100.")] = 2.0,
+    guide_scale: Annotated[
+        float | None, typer.Option(help="How far away from --guide, 1 (not at all) to 100.", show_default="2")
+    ] = None,
     churn: Annotated[
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,

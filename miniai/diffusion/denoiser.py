@@ -100,10 +100,10 @@ def guided(
 def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> Denoiser:
     """Guidance by a worse version of the same network, such as one trained for less long, under the same condition:
     x0 = guide + scale * (denoiser - guide), Karras et al. 2024, "Guiding a diffusion model with a bad version of
-    itself" (arXiv 2406.02507), section 4.
+    itself" (arXiv 2406.02507), eq. 3, with the guide of its section 4.
 
-    Where the two differ, the guide errs more and in the same way, so that the step away from it is one towards what
-    the data are; unlike classifier-free guidance it does not draw pictures to the middle of their class.
+    The guide is expected to err in the same way and more, so that a step away from it is one towards what the data
+    are; unlike classifier-free guidance it does not draw pictures to the middle of their class.
     With `scale` 1 the denoiser alone is asked.
     """
     if scale == 1:

@@ -23,7 +23,7 @@ from miniai.recipes.fashion import PADDING, as_sheet, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.recipes.fashion_latent import load_painter
-from miniai.recipes.fashion_painting import load_guide
+from miniai.recipes.fashion_painting import GUIDE_SCALE, load_guide
 from miniai.train.fashion_mnist import LabelledImages
 
 FEATURES = "features"  # folder beside the classifier's weights
@@ -71,7 +71,7 @@ def evaluate_fashion(
     guidance_scale: int | float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guide: Path | None = None,
-    guide_scale: int | float = 2.0,
+    guide_scale: int | float | None = None,
     churn: int | float = 0.0,
     seed: int = 0,
     device: str = "auto",
@@ -88,9 +88,12 @@ def evaluate_fashion(
     labels = torch.arange(n) % N_CLASSES
     options: dict[str, Any] = {"sampler": sampler, "n_steps": steps, "guidance_scale": guidance_scale}
     chosen = {name: getattr(config, name) if value is None else value for name, value in options.items()}
+    if guide is None and guide_scale is not None:
+        raise UserError("--guide-scale says how far to keep from --guide: name a folder there")
     if guide is not None and config.kind == "latent":
         raise UserError("--guide is for networks of pixels: those of latents have an autoencoder of their own each")
     options |= {"guidance_interval": guidance_interval, "churn": churn}
+    guide_scale = GUIDE_SCALE if guide is not None and guide_scale is None else guide_scale
     beside = {} if guide is None else {"guide": load_guide(guide, config, place), "guide_scale": guide_scale}
     painted = paint(labels, seed=seed, **options, **beside)
     results: dict[str, Any] = {
@@ -99,7 +102,7 @@ def evaluate_fashion(
         **chosen,
         "guidance_interval": guidance_interval,
         "guide": None if guide is None else str(guide),
-        "guide_scale": None if guide is None else guide_scale,
+        "guide_scale": guide_scale,
         "calls": n_calls(find_sampler(chosen["sampler"]), chosen["n_steps"]),
         "churn": churn,
         "seed": seed,

@@ -26,6 +26,8 @@ from miniai.recipes.fashion import CONFIG, PADDING, load_model
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, SIGMA_MIN, FashionDiffusionConfig
 from miniai.sd.request_checks import noise_interval
 
+GUIDE_SCALE = 2.0  # unless another is asked for
+
 
 def load_fashion_diffusion(folder: Path, device: torch.device) -> tuple[UNet2DModel, FashionDiffusionConfig]:
     """A trained network and its recipe. Raises UserError if the folder holds none, or not yet."""
@@ -112,7 +114,7 @@ def painter_of(
     guidance_scale: int | float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guide: UNet2DModel | None = None,
-    guide_scale: int | float = 2.0,
+    guide_scale: int | float = GUIDE_SCALE,
     churn: int | float = 0.0,
     clip: float | None = None,
     change: Callable[[Denoiser], Denoiser] | None = None,
@@ -121,7 +123,8 @@ def painter_of(
 
     - sampler, n_steps, guidance_scale: None is what the recipe says.
     - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; None is everywhere.
-    - guide, guide_scale: a network of the same recipe that learned for less long, and how far from it: `autoguided`.
+    - guide, guide_scale: a network of the same recipe that was trained for less time, and how far from it: see
+      `autoguided`. It acts at all noise levels, and on what is guided towards the classes already.
     - churn: `s_churn` of Karras et al. 2022, algorithm 2.
     - clip: bounds x0 (None: nothing does); change: makes another denoiser of the network's.
 

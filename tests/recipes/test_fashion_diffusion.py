@@ -107,6 +107,8 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     capsys.readouterr()
     assert run(["evaluate", "fashion", *led, "0.5"]) == 2
     assert "--guide-scale 0.5 is out of range" in capsys.readouterr().err
+    assert run(["evaluate", "fashion", *folders, "--n", "64", "--guide-scale", "2"]) == 2
+    assert "name a folder there" in capsys.readouterr().err
     train_fashion_diffusion("edm", tmp_path / "other", data=DATA, epochs=0.1, config=tiny("edm"))
     guide[1] = str(tmp_path / "other")
     assert run(["evaluate", "fashion", *folders, "--n", "64", *guide, "2"]) == 2

@@ -1,5 +1,6 @@
 """Averages whose length is chosen afterwards: against quadrature, explicit sums, and the averages themselves."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.weights import write_weights
-from miniai.train.callback import Callback, CancelFitException
+from miniai.train.callback import Callback, CallbackError, CancelFitException
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.learner import Learner
@@ -32,12 +33,10 @@ class Watch(Callback):
 
 
 class StopAt(Callback):
-    order = 100
-
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def after_step(self, learner: Learner) -> None:
+    def after_batch(self, learner: Learner) -> None:
         if learner.step == self.step:
             raise CancelFitException("enough")
 
@@ -157,7 +156,8 @@ def test_the_end_of_a_training_is_kept_whatever_its_length(tmp_path: Path) -> No
 def test_too_few_snapshots_for_a_narrow_average_are_warned_of(tmp_path: Path) -> None:
     kept = [PowerEMA(0.05), PowerEMA(0.10)]
     make_learner(*kept, AverageSnapshots(tmp_path, kept, every_steps=200)).fit(1)
-    with pytest.warns(UserWarning, match=r"width 0.01 differs from what 4 snapshots can make up by \d\d%"):
+    wrong = r"width 0.01 differs from what 4 snapshots can make up by \d\d%, and their rounding by 0\.0%"
+    with pytest.warns(UserWarning, match=wrong):
         reconstruct(tmp_path, 0.01)
 
 
@@ -195,18 +195,76 @@ def test_folders_that_hold_no_snapshots_or_others_are_refused(tmp_path: Path) ->
         reconstruct(tmp_path / "nowhere", 0.1)
     kept = [PowerEMA(0.05), PowerEMA(0.10)]
     make_learner(*kept, AverageSnapshots(tmp_path, kept, every_steps=20), n_steps=40).fit(1)
-    with pytest.raises(UserError, match="no snapshot of the first 10 updates"):
-        reconstruct(tmp_path, 0.1, n_updates=10)
+    for moment in (0, 10, 41):
+        with pytest.raises(UserError, match=f"no snapshots of the first {moment} updates: they end at 40"):
+            reconstruct(tmp_path, 0.1, n_updates=moment)
     other = tmp_path / "average-0000030-0.safetensors"
     write_weights(other, {"weight": torch.zeros(4, 8)})
     with pytest.raises(UserError, match=r"average-0000030-0\.safetensors is not a snapshot"):
         reconstruct(tmp_path, 0.1)
+    for told in ({"width": "0.9", "n_updates": "30"}, {"width": "0.05", "n_updates": "0"}):
+        write_weights(other, {"weight": torch.zeros(4, 8)}, told)
+        with pytest.raises(UserError, match=r"average-0000030-0\.safetensors is not a snapshot"):
+            reconstruct(tmp_path, 0.1)
     write_weights(other, {"weight": torch.zeros(3, 8)}, {"width": "0.05", "n_updates": "30"})
     with pytest.raises(UserError, match="of another model"):
         reconstruct(tmp_path, 0.1)
 
 
-@pytest.mark.parametrize(("averages", "every"), [([], 10), ([0.1], 0)])
-def test_snapshots_of_nothing_or_never_are_refused(averages: list[float], every: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="snapshots need an average"):
-        AverageSnapshots(tmp_path, [PowerEMA(width) for width in averages], every)
+def test_narrow_averages_of_snapshots_in_half_precision_are_warned_of(tmp_path: Path) -> None:
+    """The error that rounding makes is what the warning says."""
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        kept = [PowerEMA(0.05), PowerEMA(0.10)]
+        make_learner(*kept, AverageSnapshots(tmp_path / str(dtype), kept, every_steps=10, dtype=dtype)).fit(1)
+        with pytest.warns(UserWarning, match="width 0.015 differs") as warned:
+            found[dtype] = reconstruct(tmp_path / str(dtype), 0.015)["weight"]
+    said = float(re.search(r"rounding by (.*?)%", str(warned[0].message))[1]) / 100
+    lost = float((found[torch.float16] - found[torch.float32]).norm() / found[torch.float32].norm())
+    assert lost == pytest.approx(said, rel=0.3)
+
+
+def test_an_interrupted_training_ends_with_the_snapshots_of_one_that_was_not(tmp_path: Path) -> None:
+    def parts(name: str, *others: Callback) -> list[Callback]:
+        averages = [PowerEMA(0.05)]
+        checkpoint = Checkpoint(tmp_path / f"{name}-checkpoints")
+        return [*averages, checkpoint, AverageSnapshots(tmp_path / name, averages, every_steps=20), *others]
+
+    make_learner(*parts("whole"), n_steps=80).fit(1)
+    make_learner(*parts("cut", StopAt(33)), n_steps=80).fit(1)
+    assert [one.n_updates for one in snapshots(tmp_path / "cut")] == [20, 33]
+    again = make_learner(*parts("cut"), n_steps=80)
+    resume(again, tmp_path / "cut-checkpoints")
+    again.fit(1)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
+    assert len(list((tmp_path / "cut").iterdir())) == 4
+
+
+def test_a_training_is_not_resumed_with_another_width(tmp_path: Path) -> None:
+    make_learner(PowerEMA(0.05), Checkpoint(tmp_path), n_steps=10).fit(1)
+    with pytest.raises(
+        UserError, match=r"an average of width 0\.05, every 1 steps, where this training has 0\.1 and 1"
+    ):
+        resume(make_learner(PowerEMA(0.1), n_steps=10), tmp_path)
+
+
+def test_nothing_is_kept_before_the_first_update(tmp_path: Path) -> None:
+    kept = [PowerEMA(0.05, every=4)]
+    make_learner(*kept, AverageSnapshots(tmp_path, kept, every_steps=2), n_steps=3).fit(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_averages_that_do_not_go_along_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CallbackError, match="must be callbacks of the Learner too"):
+        make_learner(AverageSnapshots(tmp_path, [PowerEMA(0.05)], every_steps=2), n_steps=3).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("averages", "every"), [([], 10), ([PowerEMA(0.1)], 0), ([PowerEMA(0.1), PowerEMA(0.05, every=2)], 10)]
+)
+def test_snapshots_of_nothing_or_never_or_by_two_clocks_are_refused(
+    averages: list[PowerEMA], every: int, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="snapshots need averages"):
+        AverageSnapshots(tmp_path, averages, every)
