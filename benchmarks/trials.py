@@ -31,7 +31,7 @@ from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.files import write_json
 from miniai.recipes.evaluator import SHIPPED
-from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
+from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig, finer
 from miniai.recipes.vae_stage import VAEObjective
 from miniai.train.captions import CaptionedItem
 
@@ -58,29 +58,6 @@ def channels(n: int) -> Callable[[TextToImageConfig], TextToImageConfig]:
         vae=replace(config.vae, latent_channels=n),
         unet=replace(config.unet, in_channels=n, out_channels=n),
     )
-
-
-def larger_latents(config: TextToImageConfig) -> TextToImageConfig:
-    """As many numbers in four times as many places: a level less in the VAE, one more (convolutions) in the U-Net."""
-    vae = replace(
-        config.vae,
-        down_block_types=config.vae.down_block_types[1:],
-        up_block_types=config.vae.up_block_types[1:],
-        block_out_channels=config.vae.block_out_channels[:-1],
-        latent_channels=4,
-    )
-    unet = replace(
-        config.unet,
-        down_block_types=("DownBlock2D", *config.unet.down_block_types),
-        up_block_types=(*config.unet.up_block_types, "UpBlock2D"),
-        block_out_channels=(48, *config.unet.block_out_channels),
-        attention_head_dim=(3, 3, 5),
-        norm_num_groups=16,
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-    )
-    return replace(config, vae=vae, unet=unet)
 
 
 TRIALS: dict[str, Trial] = {
@@ -143,7 +120,10 @@ TRIALS: dict[str, Trial] = {
     "channels-8": Trial("the same with latents 8×8×8", channels(8), vae=VAEObjective, new_vae=True),
     "channels-4": Trial("the same with latents 4×8×8", channels(4), vae=VAEObjective, new_vae=True),
     "factor-4": Trial(
-        "the same with latents 4×16×16, and a U-Net with a level more", larger_latents, vae=VAEObjective, new_vae=True
+        "the same with latents 4×16×16, and a U-Net with a level more",
+        lambda config: finer(config, top=48),
+        vae=VAEObjective,
+        new_vae=True,
     ),
 }
 

@@ -26,7 +26,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes import vae_stage
 from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
-from miniai.recipes.text_to_image_config import SMALL, TINY, TextToImageConfig
+from miniai.recipes.text_to_image_config import SIZES, SMALL, TINY, TextToImageConfig, finer
 from miniai.recipes.unet_stage import init_unet
 from miniai.recipes.vae_stage import CHANGES, VAEObjective, edge_error, permute_channels, standardise_latents, to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -177,7 +177,7 @@ def test_a_stage_before_its_forerunner_is_refused(data: Path, tmp_path: Path) ->
 def test_an_unknown_stage_or_size_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vae, clip, latents, unet"):
         train_text_to_image(data, tmp_path / "out", steps=2, stages=("vea",))
-    with pytest.raises(UserError, match="small, gpu, tiny"):
+    with pytest.raises(UserError, match="small, fine, gpu, gpu-fine, tiny"):
         train_text_to_image(data, tmp_path / "out", steps=2, size="huge")
     with pytest.raises(UserError, match="minutes"):
         train_text_to_image(data, tmp_path / "out")
@@ -267,14 +267,30 @@ def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
         config_from_dict(TextToImageConfig, values, "here")
 
 
-def test_the_shipped_size_fits_into_64_megabytes_of_float16() -> None:
+@pytest.mark.parametrize("size", ["small", "fine"])
+def test_a_size_fits_into_64_megabytes_of_float16(size: str) -> None:
+    config = SIZES[size]
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel(SMALL.unet), AutoencoderKL(SMALL.vae)
-        text = SMALL.text
+        unet, vae = UNet2DConditionModel(config.unet), AutoencoderKL(config.vae)
+        text = config.text
         per_layer = 12 * text.hidden_size**2
-        n = text.num_hidden_layers * per_layer + (SMALL.vocab_size + SMALL.window) * text.hidden_size
+        n = text.num_hidden_layers * per_layer + (config.vocab_size + config.window) * text.hidden_size
     n += sum(p.numel() for module in (unet, vae) for p in module.parameters())
     assert 2 * n < 63e6
+
+
+def test_finer_latents_are_as_many_numbers_in_four_times_as_many_places() -> None:
+    for config in (SMALL, TINY):
+        fine, side = finer(config), config.image_size
+        x, heard = torch.randn(2, 3, side, side), torch.randn(2, 7, config.text.hidden_size)
+        places = []
+        for one in (config, fine):
+            latents = AutoencoderKL(one.vae).encode(x).mode()
+            assert UNet2DConditionModel(one.unet)(latents, torch.ones(2), heard).shape == latents.shape
+            assert latents.shape[-1] == one.latent_size == one.unet.sample_size
+            places.append(latents[0, 0].numel())
+            assert latents[0].numel() == places[0] * config.vae.latent_channels
+        assert places[1] == 4 * places[0]
 
 
 def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same_picture() -> None:
