@@ -33,7 +33,11 @@ def text_to_image(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option(help="small (2 CPU cores), gpu (the same networks, larger batches) or tiny (to try it).")
+        str,
+        typer.Option(
+            help="small (2 CPU cores), gpu (the same networks, larger batches), fine and gpu-fine (the same with latents "
+            "of 4x16x16 instead of 16x8x8), or tiny (to try it)."
+        ),
     ] = "small",
     config: Annotated[
         Path | None,
