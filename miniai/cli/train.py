@@ -35,8 +35,8 @@ def text_to_image(
     size: Annotated[
         str,
         typer.Option(
-            help="small (2 CPU cores), gpu (the same networks, larger batches), fine and gpu-fine (the same with latents "
-            "of 4x16x16 instead of 16x8x8), or tiny (to try it)."
+            help="small (2 CPU cores), gpu (the same networks, larger batches), fine and gpu-fine (as these, with "
+            "latents of 4x16x16 instead of 16x8x8), or tiny (to try it)."
         ),
     ] = "small",
     config: Annotated[
