@@ -3,6 +3,7 @@ pictures a second at which batch, compiled or not, on the GPU if there is one.
 
     python benchmarks/train_rates.py --batches 128,256,512             as they are
     python benchmarks/train_rates.py --batches 256 --compile           through torch.compile, minutes at the first step
+    python benchmarks/train_rates.py --sizes gpu,gpu-fine              latents of two shapes side by side
 
 The whole stage runs, optimizer, averages and log included, on latents and captions drawn at random; what is timed are
 the last steps, after a warm-up.
@@ -21,7 +22,7 @@ from miniai.base.seeds import make_generator
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.model_card import machine
-from miniai.recipes.text_to_image_config import GPU
+from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.unet_stage import Latents, TextToImageModel, TextToImageObjective, init_unet
 from miniai.train.callback import Callback
@@ -46,9 +47,9 @@ class Clock(Callback):
             self.done[learner.step] = time.perf_counter()
 
 
-def random_data(n: int) -> Latents:
+def random_data(config: TextToImageConfig, n: int) -> Latents:
     """As many pictures' latents, and captions for them."""
-    generator, config = make_generator(0), GPU
+    generator = make_generator(0)
     shape = (n, config.unet.in_channels, config.latent_size, config.latent_size)
     return Latents(
         latents=torch.randn(shape, generator=generator),
@@ -59,10 +60,10 @@ def random_data(n: int) -> Latents:
     )
 
 
-def measure(batch: int, compiler: str | None, device: torch.device, warm: int, timed: int) -> None:
+def measure(size: str, batch: int, compiler: str | None, device: torch.device, warm: int, timed: int) -> None:
     """Print a row of the table."""
-    config = replace(GPU, unet_stage=replace(GPU.unet_stage, batch_size=batch))
-    data = random_data(max(4096, batch))
+    config = replace(SIZES[size], unet_stage=replace(SIZES[size].unet_stage, batch_size=batch))
+    data = random_data(config, max(4096, batch))
     text = replace(config.text, vocab_size=config.vocab_size, max_position_embeddings=config.window)
     with initial_weights(0):
         model = TextToImageModel(init_unet(UNet2DConditionModel(config.unet)), CLIPTextModel(text), True)
@@ -75,22 +76,28 @@ def measure(batch: int, compiler: str | None, device: torch.device, warm: int, t
         run_stage(run, config.unet_stage, model, pictures, objective, 0, callbacks=[clock])
     seconds = (clock.done[warm + timed] - clock.done[warm]) / timed
     first = clock.done[1] - start
-    print(f"| {batch} | {compiler or 'no'} | {1000 * seconds:.2f} | {batch / seconds:,.0f} | {first:.1f} |", flush=True)
+    cells = (size, batch, compiler or "no", f"{1000 * seconds:.2f}", f"{batch / seconds:,.0f}", f"{first:.1f}")
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="gpu", help=f"of {', '.join(SIZES)}, separated by commas")
     parser.add_argument("--batches", default="256", help="pictures a step, separated by commas")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--warm", type=int, default=40, help="steps before the clock starts, 1 at least")
     parser.add_argument("--steps", type=int, default=100, help="steps that are timed")
     asked = parser.parse_args()
-    device = pick_device(asked.device)
-    print(f"{machine()}\n\n| batch | compiled by | ms a step | pictures/s | first step, s |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    sizes = asked.sizes.split(",")
+    if unknown := [size for size in sizes if size not in SIZES]:
+        parser.error(f"there is no size {unknown[0]}: choose of {', '.join(SIZES)}")
+    device, compiler = pick_device(asked.device), "inductor" if asked.compile else None
+    print(f"{machine()}\n\n| size | batch | compiled by | ms a step | pictures/s | first step, s |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
     for batch in map(int, asked.batches.split(",")):
-        measure(batch, "inductor" if asked.compile else None, device, max(1, asked.warm), asked.steps)
+        for size in sizes:
+            measure(size, batch, compiler, device, max(1, asked.warm), asked.steps)
 
 
 if __name__ == "__main__":
