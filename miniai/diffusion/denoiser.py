@@ -98,7 +98,7 @@ def guided(
 
 
 def autoguided(denoiser: Denoiser, guide: Denoiser, scale: float) -> Denoiser:
-    """Guidance by a worse version of the same network, such as one trained for less long, under the same condition:
+    """Guidance by a worse version of the same network, such as one trained for less time, under the same condition:
     x0 = guide + scale * (denoiser - guide), Karras et al. 2024, "Guiding a diffusion model with a bad version of
     itself" (arXiv 2406.02507), eq. 3, with the guide of its section 4.
 
