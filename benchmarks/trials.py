@@ -84,6 +84,7 @@ TRIALS: dict[str, Trial] = {
     "rate-0.0007": Trial("a learning rate of 0.0007", stage(learning_rate=7e-4)),
     "rate-0.001": Trial("a learning rate of 0.001", stage(learning_rate=1e-3)),
     "rate-0.004": Trial("a learning rate of 0.004", stage(learning_rate=4e-3)),
+    "decay-late": Trial("the rate falls from 0.7 of the steps on, not from 0.4", stage(decay_from=0.7)),
     "batch-64": Trial("batches of 64, twice as many", stage(batch_size=64)),
     "batch-256": Trial("batches of 256, half as many", stage(batch_size=256)),
     "batch-64-minutes": Trial(
