@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,6 +52,13 @@ class TensorDataset:
     def __len__(self) -> int:
         return self.n_items
 
+    def __getitem__(self, index: int) -> Any:
+        if isinstance(self.tensors, Tensor):
+            return self.tensors[index]
+        if isinstance(self.tensors, Mapping):
+            return {name: tensor[index] for name, tensor in self.tensors.items()}
+        return tuple(tensor[index] for tensor in self.tensors)
+
     def gather(self, indices: Int64[Tensor, " b"]) -> Any:
         if isinstance(self.tensors, Tensor):
             return _select(self.tensors, indices)
@@ -79,11 +87,12 @@ class Loader:
 
     `data` is one of
     - tensors in memory: one, a tuple or a dict of them;
-    - a data set with `gather(indices) -> batch`, for other data in memory;
     - a data set with `augmented(index, generator) -> item`;
+    - a data set with `gather(indices) -> batch`, for other data in memory;
     - a map-style data set: `len(data)`, `data[index] -> item`.
     Items are joined by `collate` (default: torch's `default_collate`), in `n_workers` processes if there are any.
     The order of epoch e follows from (seed, e) alone, the generator of an item from (seed, e, index).
+    Two epochs, or an epoch and a look at another batch, can be read at once: workers are then started for the second.
     `shard` = (k, n) takes the k-th of n equal parts of each batch, for one of n processes; (0, 1) is all of it.
     Raises UserError if there is not one whole batch, for an item that cannot be read (naming its index), and for a
     worker that dies.
@@ -111,6 +120,7 @@ class Loader:
         self.collate = collate or default_collate
         self.shard = (0, 1)
         self._workers: DataLoader | None = None
+        self._reading: weakref.ref[Generator[Any, None, None]] | None = None  # the batches that `_workers` read now
         if batch_size < 1:
             raise UserError(f"a batch needs at least 1 item, not {batch_size}: choose a larger batch size")
         if len(self) == 0:
@@ -141,7 +151,7 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of `epoch`, from number `start` on (those before it are neither read nor made)."""
         chunks = self.indices(epoch, start)
-        if hasattr(self.dataset, "gather"):
+        if hasattr(self.dataset, "gather") and not hasattr(self.dataset, "augmented"):
             return map(self.dataset.gather, chunks)
         if self.n_workers == 0:
             items = _Items(self.dataset, self.seed)
@@ -149,25 +159,38 @@ class Loader:
         return self._from_workers(epoch, chunks)
 
     def _from_workers(self, epoch: int, chunks: Sequence[Tensor]) -> Iterator[Any]:
+        keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
+        reading = None if self._reading is None else self._reading()
+        if reading is not None and reading.gi_frame is not None:
+            # Those batches are still being read, and torch's workers have one place that they read at: start others.
+            return self._watched(self._started(self._new_workers(keep=False), keys))
         if self._workers is None:
-            self._workers = DataLoader(
-                _Items(self.dataset, self.seed),
-                batch_sampler=_Plan(),
-                collate_fn=self.collate,
-                num_workers=self.n_workers,
-                multiprocessing_context="spawn",  # fork is unsafe once torch has started its threads
-                persistent_workers=True,  # a spawned worker takes seconds to import torch: keep it for all epochs
-                worker_init_fn=_ignore_ctrl_c,
-                generator=torch.Generator(),  # torch would otherwise draw from the global one
-            )
-        plan = self._workers.batch_sampler
-        assert isinstance(plan, _Plan)
-        plan.keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
-        with _same_child_handler():
-            batches = iter(self._workers)
-        return self._watched(batches)
+            self._workers = self._new_workers(keep=True)
+        batches = self._watched(self._started(self._workers, keys))
+        self._reading = weakref.ref(batches)
+        return batches
 
-    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _new_workers(self, *, keep: bool) -> DataLoader:
+        return DataLoader(
+            _Items(self.dataset, self.seed),
+            batch_sampler=_Plan(),
+            collate_fn=self.collate,
+            num_workers=self.n_workers,
+            multiprocessing_context="spawn",  # fork is unsafe once torch has started its threads
+            persistent_workers=keep,  # a spawned worker takes seconds to import torch: keep it for all epochs
+            worker_init_fn=_ignore_ctrl_c,
+            generator=torch.Generator(),  # torch would otherwise draw from the global one
+        )
+
+    @staticmethod
+    def _started(workers: DataLoader, keys: list[list[tuple[int, int]]]) -> Iterator[Any]:
+        plan = workers.batch_sampler
+        assert isinstance(plan, _Plan)
+        plan.keys = keys
+        with _same_child_handler():
+            return iter(workers)
+
+    def _watched(self, batches: Iterator[Any]) -> Generator[Any, None, None]:
         """The same, with a worker's error or death told in one line; the epoch after a death starts new workers."""
         try:
             yield from batches

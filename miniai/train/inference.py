@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from miniai.base.seeds import make_generator
 from miniai.train.callback import Callback
 from miniai.train.learner import Learner
+from miniai.train.modes import modes_kept
 
 View = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 
@@ -46,13 +47,9 @@ def predict_with_views(
     >>> torch.allclose(predict_with_views(model, images), both)
     True
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         predictions = [model(view(images)) for view in views]
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if activation is not None:
         predictions = [activation(prediction) for prediction in predictions]
     return torch.stack(predictions).mean(dim=0)
@@ -116,20 +113,15 @@ def predict_with_dropout(
     layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     if not layers or n_samples < 2:
         raise ValueError(f"test-time dropout needs dropout layers and 2 samples, not {len(layers)} and {n_samples}")
-    modes = [(module, module.training) for module in model.modules()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     samples = []
-    try:
+    with modes_kept(model), torch.random.fork_rng(devices):
         model.eval()
         for layer in layers:
             layer.train()
-        with torch.random.fork_rng(devices):
-            for i in range(n_samples):
-                torch.manual_seed(make_generator(seed, i).initial_seed())
-                prediction = model(*inputs)
-                samples.append(prediction if activation is None else activation(prediction))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        for i in range(n_samples):
+            torch.manual_seed(make_generator(seed, i).initial_seed())
+            prediction = model(*inputs)
+            samples.append(prediction if activation is None else activation(prediction))
     stacked = torch.stack(samples)
     return Uncertain(stacked.mean(dim=0), stacked.std(dim=0), stacked)

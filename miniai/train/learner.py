@@ -20,6 +20,7 @@ from miniai.train.callback import (
     CancelFitException,
 )
 from miniai.train.data import Loader, batch_size_of
+from miniai.train.modes import modes_kept
 
 Objective = Callable[[nn.Module, Any, torch.Generator], Tensor | dict[str, Tensor]]
 
@@ -40,10 +41,10 @@ class Learner:
 
     State, all of it counting what is done: `step` (optimizer steps), `epoch`, `batch_index` (batches of this epoch;
     while a batch is under way that is its own index). Of the batch: `batch`, `loss`, `outputs`, `scalars` (detached,
-    still on the device), `training`. Of the last validation: `valid_scalars` (means over its items). `stop_reason` is
-    the text of the CancelFitException that ended the last fit, or None. `wrapped` is what the objective calls in place
-    of `model`, where a callback has put something around it (DDP); None as a rule. `objective` may be None where a
-    callback does its part. `process` is the number of this process among those that train together, 0 for the first;
+    still on the device), `training`. Of the last validation: `valid_scalars` (means over the items of the batches that
+    have them). `stop_reason` is the text of the CancelFitException that ended the last fit, or None. `wrapped` is what
+    the objective calls in place of `model`, where a callback has put something around it (DDP); None as a rule.
+    `objective` may be None where a callback does its part. `process` is the number of this process among those that train together, 0 for the first;
     each has its own noise, (seed, step) in the first alone. The objective's generator is on `noise_device`: the CPU, or
     the CUDA device that `Device` puts batches on, where noise from elsewhere would keep the GPU waiting; so draw with
     `device=generator.device`.
@@ -124,6 +125,8 @@ class Learner:
             self.one_batch()
 
     def one_batch(self) -> None:
+        if self.training:  # in validation, the stop may be wished for by the batch that it comes after
+            self.wants_to_stop = None
         with self._randomness():
             try:
                 self.event("before_batch")
@@ -131,10 +134,10 @@ class Learner:
                 self.event("after_loss")
                 if self.training:
                     self.backward()
-                    self.event("after_backward")
+                    self.event_before_step("after_backward")
                     self.optimizer_step()
                     try:
-                        self.event("after_step")
+                        self.event_of_done("after_step")
                     finally:
                         self.zero_grad()
             except CancelBatchException:
@@ -143,11 +146,7 @@ class Learner:
             self.event("after_batch")
             return
         self.batch_index += 1
-        self.wants_to_stop = None
-        try:
-            self.event("after_batch")
-        except CancelFitException as wish:
-            self.wants_to_stop = wish
+        self.event_of_done("after_batch")
         if (reason := self.perform("agree_to_stop", lambda: self.wants_to_stop)) is not None:
             raise reason
 
@@ -159,7 +158,7 @@ class Learner:
             found = self.perform("objective", self._own_objective)
         self.outputs = dict(found) if isinstance(found, Mapping) else {"loss": found}
         self.loss = self.outputs["loss"]
-        self.scalars = {name: value.detach() for name, value in self.outputs.items() if value.numel() == 1}
+        self.scalars = {name: value.detach() for name, value in self.outputs.items() if name == "loss" or value.ndim == 0}
 
     def backward(self) -> None:
         self.perform("backward", self.loss.backward)
@@ -181,22 +180,22 @@ class Learner:
         if self.valid is None:
             raise ValueError("this Learner was given no validation data")
         sums: dict[str, Tensor] = {}
-        n_items = 0
-        self.training, was_training = False, self.model.training
-        self.model.eval()
+        n_items: dict[str, int] = {}
+        self.training = False
         try:
-            self.event("before_validate")
-            for index, batch in enumerate(self.valid.batches(0)):
-                self._valid_index, self.batch, self.scalars = index, batch, {}
-                self.one_batch()
-                n_items += batch_size_of(self.batch) if self.scalars else 0  # none: the batch was cancelled
-                for name, value in self.scalars.items():
-                    sums[name] = sums.get(name, 0.0) + value.double() * batch_size_of(self.batch)
-            self.valid_scalars = {name: (value / n_items).item() for name, value in sums.items()}
-            self.event("after_validate")
+            with modes_kept(self.model):
+                self.model.eval()
+                self.event("before_validate")
+                for index, batch in enumerate(self.valid.batches(0)):
+                    self._valid_index, self.batch, self.scalars = index, batch, {}
+                    self.one_batch()
+                    for name, value in self.scalars.items():
+                        n_items[name] = n_items.get(name, 0) + batch_size_of(self.batch)
+                        sums[name] = sums.get(name, 0.0) + value.double() * batch_size_of(self.batch)
+                self.valid_scalars = {name: (value / n_items[name]).item() for name, value in sums.items()}
+                self.event("after_validate")
         finally:
             self.training = True
-            self.model.train(was_training)
         return self.valid_scalars
 
     def generator(self) -> torch.Generator:
@@ -216,6 +215,22 @@ class Learner:
         """Call method `name` of every callback, in order."""
         for callback in self.callbacks:
             self._call(callback, name)
+
+    def event_before_step(self, name: str) -> None:
+        """The same; if the epoch or the fit stops there, the gradients go, so that no later step adds to them."""
+        try:
+            self.event(name)
+        except (CancelEpochException, CancelFitException):
+            self.optimizer.zero_grad()
+            raise
+
+    def event_of_done(self, name: str) -> None:
+        """The same, of a step that is done: all see it, also where one stops the fit, which then ends with the batch."""
+        for callback in self.callbacks:
+            try:
+                self._call(callback, name)
+            except CancelFitException as wish:
+                self.wants_to_stop = self.wants_to_stop or wish
 
     def perform(self, action: str, own: Callable[[], Any]) -> Any:
         """Let the last callback that has a method `action` do it, or else call `own`; returns what that returned."""

@@ -13,7 +13,8 @@ class MixedPrecision(Callback):
     """Runs the objective under float16 autocast, with torch's GradScaler around the step: Micikevicius et al. 2018.
 
     The scaled loss goes backward; gradients are brought back to their size before clipping and the step see them. Where
-    one of them overflowed, the batch is skipped and the scale halved; after `growth_interval` good steps it doubles.
+    one of them overflowed, the batch is skipped and the scale halved; after `growth_interval` good batches it doubles.
+    Gradients kept from batches before, by a callback that cancels them in `after_backward`, are added to in their size.
     `n_skipped` counts; the scale is part of each checkpoint. (bfloat16 needs none of this: see `Precision`.)
 
     >>> from miniai.train.data import Loader
@@ -33,6 +34,7 @@ class MixedPrecision(Callback):
         self.n_skipped = 0
         self._scaler: torch.amp.GradScaler | None = None
         self._resumed: dict[str, Any] | None = None
+        self._is_unscaled = False
 
     @property
     def scale(self) -> float:
@@ -54,30 +56,50 @@ class MixedPrecision(Callback):
 
     def backward(self, learner: Learner) -> None:
         assert self._scaler is not None
+        self._let_go()
+        for weight in learner.model.parameters():
+            if weight.grad is not None:  # kept from batches before, in its own size, for this one to be added to
+                weight.grad.mul_(self.scale)
         self._scaler.scale(learner.loss).backward()
 
     def after_backward(self, learner: Learner) -> None:
         assert self._scaler is not None
         self._scaler.unscale_(learner.optimizer)
+        self._is_unscaled = True
         gradients = [weight.grad for weight in learner.model.parameters() if weight.grad is not None]
         # torch's scaler would skip the step by itself, but clipping, averages and the NaN guard would still see it.
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients, float("inf"))):
             self._scaler.step(learner.optimizer)
-            self._scaler.update()
+            self._update()
             self.n_skipped += 1
-            learner.zero_grad()
+            learner.optimizer.zero_grad()
             raise CancelBatchException
 
     def optimizer_step(self, learner: Learner) -> None:
         assert self._scaler is not None
         self._scaler.step(learner.optimizer)
+        self._update()
+
+    def after_batch(self, learner: Learner) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of gradients that no step followed: the batch was cancelled before it, to be added to the next one."""
+        if self._is_unscaled:
+            self._update()
+
+    def _update(self) -> None:
+        assert self._scaler is not None
         self._scaler.update()
+        self._is_unscaled = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_skipped": self.n_skipped, "scaler": None if self._scaler is None else self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.n_skipped, self._resumed = state["n_skipped"], state["scaler"]
-        if self._scaler is not None and self._resumed is not None:
+        if self._resumed is None:
+            self._scaler = None
+        elif self._scaler is not None:
             self._scaler.load_state_dict(self._resumed)
             self._resumed = None

@@ -17,6 +17,7 @@ from miniai.base.plots import Plot, curves
 from miniai.train.callback import Callback, CancelFitException
 from miniai.train.callbacks import Device, GradientClip, Precision
 from miniai.train.learner import Learner
+from miniai.train.modes import modes_kept
 
 
 @dataclass(frozen=True)
@@ -130,27 +131,33 @@ def _put_back(learner: Learner, taking_part: Sequence[Callback]) -> Iterator[Non
     """Everything that a fit changes is after the block as it was before it."""
     own = dict(vars(learner))
     model, optimizer = learner.model, learner.optimizer
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [tensor.detach().clone() for tensor in tensors]
+    weights = [(weight, weight.detach().clone()) for weight in model.parameters()]
+    # With their places, as a module may put a new tensor into one.
+    places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = [(*place, place[0][place[1]]) for place in places]
+    values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in buffers]
     gradients = [(weight, weight.grad) for weight in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     optimizer_state = deepcopy(optimizer.state_dict())
     callbacks = [(one, deepcopy(one.state_dict())) for one in taking_part if hasattr(one, "state_dict")]
     randomness = _random_state()
     for weight, _ in gradients:
         weight.grad = None
+    learner.valid = None  # the search is in the training batches alone
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
         vars(learner).clear()
         vars(learner).update(own)
         with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
+            for weight, value in weights:
+                weight.copy_(value)
+            for (own_buffers, name, buffer), value in zip(buffers, values, strict=True):
+                own_buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
         for weight, gradient in gradients:
             weight.grad = gradient
-        for module, mode in modes:
-            module.training = mode
         optimizer.load_state_dict(optimizer_state)
         for callback, state in callbacks:
             callback.load_state_dict(state)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from torch import Tensor
 from miniai.train.callback import Callback
 from miniai.train.data import Loader
 from miniai.train.learner import Learner
+from miniai.train.metrics import Metrics
 
 Picker = Callable[[Learner], Sequence[Tensor]]
 
@@ -54,7 +55,8 @@ def capture_predictions(
 ) -> tuple[Tensor, ...]:
     """Predictions and targets (or whatever `pick` finds) of all items of `loader`, in its order; default: `valid`.
 
-    The model runs in eval mode without gradients; the learner is afterwards as it was, `valid_scalars` included.
+    The model runs in eval mode without gradients. Callbacks that only write down what they see (Recorder, trackers,
+    Metrics) do not see this; the learner is afterwards as it was, `valid_scalars` included.
 
     >>> from miniai.train.train_learner import TrainLearner
     >>> x = torch.linspace(-1, 1, 6)[:, None]
@@ -71,9 +73,15 @@ def capture_predictions(
     scalars = learner.valid_scalars
     try:
         learner.valid = learner.valid if loader is None else loader
-        learner.callbacks = sorted([*learner.callbacks, capture], key=lambda callback: callback.order)
+        taking_part = [one for one in learner.callbacks if not _only_looks_on(one)]
+        learner.callbacks = sorted([*taking_part, capture], key=lambda callback: callback.order)
         learner.validate()
     finally:
         vars(learner).update(before)
         learner.valid_scalars = scalars
     return capture.captured
+
+
+def _only_looks_on(callback: Callback) -> bool:
+    """One that the first of several processes may run alone changes nothing of the training."""
+    return callback.main_process_only or isinstance(callback, (Metrics, CapturePredictions))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from miniai.train.modes import modes_kept
+
 HEADINGS = ("module", "kind", "in", "out", "parameters", "multiply-adds")
 
 
@@ -79,16 +81,13 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
         if not name or (depth is None and any(module.children())) or (depth is not None and name.count(".") >= depth):
             continue
         handles += _watch(name, module, counter, counted, rows)
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad(), counter:
+        with modes_kept(model), torch.no_grad(), counter:
+            model.eval()
             model(*inputs, **keywords)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     parameters = list(model.parameters())
     n_trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     return Summary(tuple(rows), sum(map(torch.numel, parameters)), n_trained, counter.get_total_flops() // 2)

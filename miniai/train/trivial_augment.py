@@ -38,6 +38,8 @@ class TrivialAugment:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.names if name not in OPERATIONS]:
             raise ValueError(f"there is no operation {unknown[0]!r}, only {', '.join(OPERATIONS)}")
+        if self.n_strengths < 2:
+            raise ValueError(f"strengths go from none to full, so there are at least 2, not {self.n_strengths}")
 
     def __call__(self, images: Float[Tensor, "b c h w"], generators: Generators) -> Float[Tensor, "b c h w"]:
         names = self.names or tuple(OPERATIONS)

@@ -1,6 +1,7 @@
 """Augmentation: each is what it says, follows from its own generator, and does not know the batch size."""
 
 import pickle
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from miniai.train.augment import (
     uniforms,
 )
 from miniai.train.callback import Callback
-from miniai.train.data import Loader
+from miniai.train.data import Loader, TensorDataset
 from miniai.train.learner import Learner
 from miniai.train.trivial_augment import OPERATIONS, TrivialAugment
 
@@ -254,3 +255,15 @@ def test_trivial_augment_uses_every_operation_and_stays_within_the_range() -> No
     assert grey.shape == (12, 1, 20, 16)
     with pytest.raises(ValueError, match="no operation 'warp'"):
         TrivialAugment(("warp",))
+
+
+def test_pictures_in_memory_are_augmented_in_the_loader_too() -> None:
+    pictures = torch.rand(4, 1, 2, 2)
+    for data, first in ((TensorDataset(pictures), lambda batch: batch), (TensorDataset((pictures, pictures)), itemgetter(0))):
+        loader = Loader(Augmented(data, RandomFlip(1.0)), 4, seed=0, shuffle=False)
+        assert torch.equal(first(next(loader.batches(0))), pictures.flip(-1))
+
+
+def test_trivial_augment_needs_two_strengths() -> None:
+    with pytest.raises(ValueError, match="at least 2, not 1"):
+        TrivialAugment(n_strengths=1)

@@ -15,6 +15,7 @@ from miniai.train.callback import (
     CancelEpochException,
     CancelFitException,
 )
+from miniai.train.callbacks import Every
 from miniai.train.data import Loader, batch_size_of
 from miniai.train.learner import Learner
 
@@ -308,3 +309,70 @@ def test_a_subclass_can_change_a_step_of_the_algorithm() -> None:
 )
 def test_the_size_of_a_batch_is_that_of_its_first_tensor(batch: Any, expected: int) -> None:
     assert batch_size_of(batch) == expected
+
+
+class StopAt(Callback):
+    """Ends the fit, or the epoch, at the first `event` of step `step`."""
+
+    def __init__(self, event: str, step: int, error: type[Exception] = CancelFitException) -> None:
+        self.event, self.step, self.error = event, step, error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in EVENTS or name != self.event:
+            return super().__getattribute__(name)
+
+        def stop(learner: Learner) -> None:
+            if learner.step == self.step and not self.done:
+                self.done = True
+                raise self.error("enough")
+
+        return stop
+
+    done = False
+
+
+@pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_backward", "after_step", "after_batch"])
+def test_a_fit_that_was_stopped_at_any_event_goes_on_as_if_it_had_not_been(event: str) -> None:
+    whole, late = make_learner(n_items=24), Diary(order=10)
+    whole.fit(2)
+    stopped = make_learner(StopAt(event, 3), late, n_items=24)
+    stopped.fit(2)
+    assert (stopped.step, stopped.batch_index, stopped.stop_reason) == (3, 3, "enough")
+    assert all(weight.grad is None for weight in stopped.model.parameters())
+    assert late.events.count("after_step") == 3  # every callback has seen each step that was done
+    stopped.fit(2)
+    for one, other in zip(stopped.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_of_an_epoch_cancelled_before_the_step_do_not_leak_into_the_next() -> None:
+    learner = make_learner(StopAt("after_backward", 0, CancelEpochException))
+    learner.fit(1)
+    assert learner.step == 0
+    assert all(weight.grad is None for weight in learner.model.parameters())
+
+
+def test_a_stop_wished_for_before_a_validation_in_the_same_batch_is_kept() -> None:
+    learner = make_learner(StopAt("after_batch", 1), Every(lambda learner: learner.validate(), n_steps=1), valid=True)
+    learner.fit(3)
+    assert (learner.step, learner.stop_reason) == (1, "enough")
+
+
+def test_only_numbers_are_means_of_the_validation_each_over_the_batches_that_have_it() -> None:
+    def some(model: nn.Module, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        prediction = model(batch)
+        right = {} if len(batch) < 4 else {"right": torch.tensor(1.0)}
+        return {"loss": prediction.square().mean(), "prediction": prediction, **right}
+
+    learner = make_learner(n_items=9)
+    learner.objective, learner.valid = some, Loader(torch.randn(9, 2), 4, seed=0, drop_last=False)
+    assert learner.validate().keys() == {"loss", "right"}  # the last batch's one prediction is none
+    assert learner.valid_scalars["right"] == 1.0
+    learner.fit(1)
+
+
+def test_validation_leaves_a_part_in_eval_mode_that_was() -> None:
+    learner = make_learner(valid=True, model=nn.Sequential(nn.Dropout(), nn.Linear(2, 1)))
+    learner.model[0].eval()
+    learner.validate()
+    assert [module.training for module in learner.model.modules()] == [True, False, True]

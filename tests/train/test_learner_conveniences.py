@@ -23,8 +23,10 @@ from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
 from miniai.train.learner import Learner
 from miniai.train.live_plot import LivePlot
+from miniai.train.loss_scaling import MixedPrecision
 from miniai.train.lr_find import lr_find
-from miniai.train.predictions import capture_predictions
+from miniai.train.metrics import Mean, Metrics
+from miniai.train.predictions import CapturePredictions, capture_predictions
 from miniai.train.progress import Recorder
 from miniai.train.schedulers import BatchScheduler, EpochScheduler
 from miniai.train.summary import summary
@@ -402,3 +404,43 @@ def test_recorder_plots_leave_out_the_first_steps_and_show_themselves(tmp_path: 
     assert whole.png != late.png
     assert recorder.plot_rates().png != whole.png
     assert (tmp_path / "late.png").read_bytes() == late.png
+
+
+def test_the_rate_finder_finds_the_same_with_and_without_validation_data() -> None:
+    with_valid, without = make_learner(), make_learner()
+    without.valid = None
+    assert lr_find(with_valid, n_steps=30) == lr_find(without, n_steps=30)
+    assert with_valid.valid is not None
+
+
+class Remembering(nn.Module):
+    """Puts a new tensor into its buffer at each call, as batch norms written by hand do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return x - self.mean
+
+
+def test_the_rate_finder_puts_reassigned_buffers_and_a_loss_scale_back() -> None:
+    half = MixedPrecision(initial_scale=2.0**16)
+    learner = make_learner(half, model=nn.Sequential(Remembering(), nn.Linear(3, 1)))
+    mean = learner.model[0].mean
+    lr_find(learner, end=1e6, n_steps=20)
+    assert learner.model[0].mean is mean
+    assert torch.equal(mean, torch.zeros(3))
+    assert half.scale == 2.0**16
+
+
+def test_capturing_predictions_is_not_written_down_by_those_who_look_on() -> None:
+    recorder, mine = Recorder(every=1), CapturePredictions()
+    learner = make_learner(recorder, mine, Metrics({"mean": Mean()}, lambda learner: (learner.outputs["prediction"],)))
+    learner.fit(1)
+    history, captured = copy.deepcopy(recorder.history), mine.captured
+    other = Loader((X + 5, Y), 4, seed=0)
+    assert len(capture_predictions(learner, other)[0]) == len(X)
+    assert recorder.history == history
+    assert mine.captured is captured

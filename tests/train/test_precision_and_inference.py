@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniai.base.seeds import make_generator
-from miniai.train.callback import Callback
+from miniai.train.callback import Callback, CancelBatchException
 from miniai.train.callbacks import GradientClip
 from miniai.train.checkpoint import Checkpoint, resume
 from miniai.train.data import Loader
@@ -17,7 +17,7 @@ from miniai.train.inference import TestTimeAugmentation, flipped, predict_with_d
 from miniai.train.learner import Learner
 from miniai.train.loss_scaling import MixedPrecision
 from miniai.train.metrics import Metrics
-from miniai.train.train_learner import TrainLearner
+from miniai.train.train_learner import MomentumLearner, TrainLearner
 
 X = torch.randn(32, 4, generator=make_generator(1))
 
@@ -83,6 +83,37 @@ def test_the_scale_grows_again_and_survives_a_resume(tmp_path: Path) -> None:
     again.fit(3)
     assert second.scale == first.scale == 64.0
     assert torch.equal(again.model[0].weight, learner.model[0].weight)
+
+
+class Accumulate(Callback):
+    """A step for every second batch, with the gradients of both."""
+
+    def after_backward(self, learner: Learner) -> None:
+        if learner.batch_index % 2 == 0:
+            raise CancelBatchException
+
+
+def test_accumulated_gradients_keep_their_size_under_a_scaled_loss() -> None:
+    plain, scaled, half = Watch(), Watch(), MixedPrecision(2.0**12, growth_interval=1)
+    make_learner(plain, Accumulate()).fit(2)
+    learner = make_learner(half, scaled, Accumulate())
+    learner.fit(2)
+    assert (learner.step, half.n_skipped, half.scale) == (4, 0, 2.0**20)
+    torch.testing.assert_close(scaled.seen, plain.seen, rtol=0.01, atol=0.002)
+
+
+def test_fading_gradients_keep_their_size_under_a_scaled_loss() -> None:
+    def momentum(*callbacks: Callback) -> Learner:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        data = Loader((X, X.sum(1, keepdim=True)), 8, seed=0)
+        return MomentumLearner(model, data, lambda a, b: F.mse_loss(a.float(), b), optimizer, callbacks=callbacks)
+
+    plain, scaled = Watch(), Watch()
+    momentum(plain).fit(1)
+    momentum(MixedPrecision(2.0**12), scaled).fit(1)
+    torch.testing.assert_close(scaled.seen, plain.seen, rtol=0.02, atol=0.02)
 
 
 def test_float16_learns_what_float32_learns() -> None:
