@@ -30,7 +30,7 @@ def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Im
             warnings.simplefilter("ignore")  # the cap below is stricter than Pillow's warning
             with Image.open(path, formats=FORMATS) as image:
                 _check_size(path, image, max_pixels)
-                return _rgb_on_white(ImageOps.exif_transpose(image))
+                return rgb_on_white(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is too large a picture: scale it below {max_pixels:,} pixels") from error
     except FileNotFoundError as error:
@@ -46,14 +46,21 @@ def _check_size(path: str | os.PathLike[str], image: Image.Image, max_pixels: in
         raise UserError(f"{path} has {image.width}x{image.height} pixels: scale it below {max_pixels:,} pixels in all")
 
 
-def _rgb_on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it to white
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+def rgb_on_white(image: Image.Image) -> Image.Image:
+    """Any picture as RGB, its transparent parts on white."""
+    image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey (Pillow would clip it to white); any other picture as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def to_pil(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:

@@ -35,10 +35,10 @@ class FeatureKey:
     preprocessing: str
     network: str
 
-    def file_name(self) -> str:
-        """A name in 24 hexadecimal digits."""
+    def file_name(self, kind: str = "features") -> str:
+        """What is kept, features or their moments, and a name in 24 hexadecimal digits."""
         text = "\0".join((self.data, self.preprocessing, self.network))
-        return f"features-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+        return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
 def fingerprint(of: Tensor | Mapping[str, Tensor] | nn.Module) -> str:
@@ -58,14 +58,18 @@ def fingerprint(of: Tensor | Mapping[str, Tensor] | nn.Module) -> str:
 
 
 def cached(
-    folder: str | os.PathLike[str], key: FeatureKey, compute: Callable[[], Mapping[str, Tensor]]
+    folder: str | os.PathLike[str],
+    key: FeatureKey,
+    compute: Callable[[], Mapping[str, Tensor]],
+    kind: str = "features",
 ) -> dict[str, Tensor]:
-    """What `compute()` gave for `key` when it was first asked for; from then on read from `folder`.
+    """What `compute()` gave for `key` when it was first asked for; from then on read from `folder`. What is of another
+    `kind` has a file of its own.
 
     A damaged file, or one that says it is of something else, is computed anew. Raises UserError if the folder cannot be
     made or written.
     """
-    path = Path(folder) / key.file_name()
+    path = Path(folder) / key.file_name(kind)
     if path.is_file():
         try:
             if {name: read_metadata(path).get(name) for name in asdict(key)} == asdict(key):
@@ -96,7 +100,7 @@ def cached_moments(
 ) -> Moments:
     """Mean and covariance of the features of `key`: all that FID needs, and much smaller than the features.
 
-    >>> key = FeatureKey("a", "b", "moments of c")
+    >>> key = FeatureKey("a", "b", "c")
     >>> cached_moments("cache", key, lambda: torch.tensor([[1.0], [3.0]])).mean.item()
     2.0
     """
@@ -105,5 +109,5 @@ def cached_moments(
         found = moments(compute())
         return {"mean": found.mean, "covariance": found.covariance}
 
-    tensors = cached(folder, key, both)
+    tensors = cached(folder, key, both, "moments")
     return Moments(tensors["mean"], tensors["covariance"])

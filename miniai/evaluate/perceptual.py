@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.base.modes import in_eval_mode
 from miniai.train.hooks import Hook, Hooks
 
 Pictures = Float[Tensor, "b c h w"]
@@ -55,13 +56,8 @@ def perceptual_distance(
     >>> bool((perceptual_distance(network, a, b, ["1", "2"]) > 0).all())
     True
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with in_eval_mode(network):
         both = layer_outputs(network, torch.cat([a, b]), layers)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     total = torch.zeros(len(a), device=a.device)
     for name, features in both.items():
         of_a, of_b = nn.functional.normalize(features.float(), dim=1, eps=1e-10).chunk(2)
@@ -85,15 +81,10 @@ def features_in_batches(
     torch.Size([5, 4])
     """
     device = next((weight.device for weight in network.parameters()), images.device)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     rows = []
-    try:
+    with in_eval_mode(network):
         for batch in images.split(batch_size):
             batch = batch.to(device)
             out = network(batch) if layer is None else layer_outputs(network, batch, [layer])[layer]
             rows.append(out.float().flatten(2).mean(dim=2).cpu() if out.ndim > 2 else out.float().cpu())
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return torch.cat(rows)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.base.modes import in_eval_mode
 from miniai.nn.general_relu import GeneralReLU
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -144,7 +146,8 @@ class Measured:
 def measure(
     model: nn.Module, *inputs: Any, choose: Callable[[nn.Module], bool] = lambda module: not any(module.children())
 ) -> list[Measured]:
-    """What the modules that `choose` picks give out when `model(*inputs)` is called, in the order of the calls.
+    """What the modules that `choose` picks give out when `model(*inputs)` is called, in the order of the calls; those
+    that give out something else than a tensor (LSTM) are left out.
 
     The model runs in eval mode, without gradients, and is afterwards as it was.
 
@@ -153,17 +156,16 @@ def measure(
     ['0', '1']
     """
     found: list[Measured] = []
-    handles = [
-        module.register_forward_hook(
-            lambda module, given, out, name=name: found.append(
-                Measured(name, out.double().mean().item(), out.double().std().item())
-            )
-        )
-        for name, module in model.named_modules()
-        if choose(module)
-    ]
+
+    def note(module: nn.Module, given: Any, out: Any, name: str) -> None:
+        if isinstance(out, Tensor):
+            found.append(Measured(name, out.double().mean().item(), out.double().std().item()))
+
+    chosen = [(name, module) for name, module in model.named_modules() if choose(module)]
+    handles = [module.register_forward_hook(partial(note, name=name)) for name, module in chosen]
     try:
-        _call_in_eval_mode(model, inputs)
+        with in_eval_mode(model), torch.no_grad():
+            model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -179,29 +181,39 @@ def lsuv(
 ) -> list[Measured]:
     """Layer-sequential unit variance: Mishkin & Matas 2016, algorithm 1, with the means brought to 0 as well.
 
-    One layer after another, in the order given, has its weight divided by the measured deviation and its bias moved by
+    One layer after another has its weight divided by the measured deviation and its bias moved by
     the measured mean, until they are within `tolerance` of 1 and 0 for the batch `inputs`.
 
     - pairs: (layer to change, module to measure): the module is often the rectifier behind the layer, and then one
-      that can give out a mean of 0. None: every linear layer and convolution, measured itself.
+      that can give out a mean of 0; in the order in which the model calls them. None: every linear layer and
+      convolution that `model(*inputs)` calls, measured itself.
 
-    A layer without bias has its deviation brought to 1 only. Returns what was reached. Raises UserError if a layer
-    does not settle, and ValueError if its output does not vary at all.
+    A layer without bias has its deviation brought to 1 only; of one that is called several times, the first call
+    counts. Returns what was reached. Raises UserError if a layer does not settle, or not for good, and ValueError if
+    its output does not vary at all.
 
     >>> model = nn.Sequential(nn.Linear(8, 32), GeneralReLU(0.1, 0.4), nn.Linear(32, 4))
     >>> reached = lsuv(model, torch.randn(64, 8), pairs=[(model[0], model[1]), (model[2], model[2])])
     >>> all(abs(one.mean) < 1e-3 and abs(one.deviation - 1) < 1e-3 for one in reached)
     True
     """
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
     if pairs is None:
-        pairs = [(module, module) for module in model.modules() if isinstance(module, WEIGHTED)]
-    names = {module: name for name, module in model.named_modules()}
+        called = measure(model, *inputs, choose=lambda module: isinstance(module, WEIGHTED))
+        pairs = [(layer, layer) for layer in dict.fromkeys(modules[one.name] for one in called)]
     for layer, watched in pairs:
         if not isinstance(layer, WEIGHTED) or watched not in names:
             raise ValueError(f"LSUV changes linear layers and convolutions of the model, not {type(layer).__name__}")
         _settle(model, inputs, layer, watched, names[watched], tolerance, max_rounds)
     wanted = [watched for _, watched in pairs]
-    return measure(model, *inputs, choose=lambda module: any(module is one for one in wanted))
+    reached = measure(model, *inputs, choose=lambda module: any(module is one for one in wanted))
+    first = {one.name: one for one in reversed(reached)}
+    for layer, watched in pairs:
+        one = first[names[watched]]
+        if (layer.bias is not None and abs(one.mean) > tolerance) or abs(one.deviation - 1) > tolerance:
+            raise UserError(f"LSUV: a later pair changes {one.name}: give pairs in the order of the model's calls")
+    return reached
 
 
 @torch.no_grad()
@@ -233,12 +245,3 @@ def _settle(
     )
 
 
-def _call_in_eval_mode(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for module, mode in modes:
-            module.training = mode

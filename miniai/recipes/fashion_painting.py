@@ -13,6 +13,7 @@ from miniai.base.configs import config_from_dict
 from miniai.base.device import autocast
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
+from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser
 from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, autoguided, guided
@@ -158,10 +159,8 @@ def painter_of(
 
     @torch.no_grad()
     def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:
-        was_training = model.training
-        model.eval()
-        with autocast(device):
-            drawn = sample(
+        with in_eval_mode(model), autocast(device):
+            return sample(
                 *(method, denoiser, ladder, unit_noise),
                 noise=noise,
                 callback=callback,
@@ -169,8 +168,6 @@ def painter_of(
                 prediction_type=config.schedule.prediction_type,
                 **options,
             )
-        model.train(was_training)
-        return drawn
 
     return run
 

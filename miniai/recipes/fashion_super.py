@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from miniai.base.device import pick_device
 from miniai.base.files import make_folder, write_json
 from miniai.base.images import save_png
+from miniai.base.modes import in_eval_mode
 from miniai.evaluate.perceptual import layer_outputs
 from miniai.nn.resnet import ResNet, ResNetConfig
 from miniai.nn.super_resolution import SuperResolutionConfig, SuperResolutionUNet
@@ -130,8 +131,6 @@ def enlarged(
     model: SuperResolutionUNet, images: Float[Tensor, "n 1 h w"], device: torch.device
 ) -> Float[Tensor, "n 1 h w"]:
     """What the network makes of the same pictures made small, on the CPU, in [-1, 1]."""
-    was_training = model.training
-    model.eval()
-    parts = [model(made_small(part).to(device)).float().cpu() for part in images.split(BATCH)]
-    model.train(was_training)
+    with in_eval_mode(model):
+        parts = [model(made_small(part).to(device)).float().cpu() for part in images.split(BATCH)]
     return torch.cat(parts).clamp(-1, 1)

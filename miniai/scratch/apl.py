@@ -38,14 +38,19 @@ def fold_right(function: Function, row: list) -> Any:
 
 def reduce(function: Function, x: Tensor, dim: int = -1) -> Tensor:
     """f/x: `function` between all elements along `dim`, from the right."""
-    return x.reduce(lambda row: fold_right(function, row), dim)
+    return counted(function, x).reduce(lambda row: fold_right(function, row), dim)
+
+
+def counted(function: Function, x: Tensor) -> Tensor:
+    """Truths as numbers, if `function` makes a number of two of them: + does, ∧ does not."""
+    return x.to("int64") if x.dtype == "bool" and not isinstance(function(True, True), bool) else x
 
 
 def scan(function: Function, x: Tensor, dim: int = -1) -> Tensor:
     """f\\x: element i is the reduction of elements 0 to i."""
     at = positive_dim(dim, x.ndim)
-    moved = x.transpose(at, -1)
-    size, flat, scanned = moved.shape[-1], moved.flat().tolist(), array(x.storage.typecode)
+    moved = counted(function, x).transpose(at, -1)
+    size, flat, scanned = moved.shape[-1], moved.flat().tolist(), array(moved.storage.typecode)
     for start in range(0, len(flat), max(size, 1)):
         scanned.extend([fold_right(function, flat[start : end + 1]) for end in range(start, start + size)])
     return Tensor.of(scanned, moved.shape).transpose(at, -1)

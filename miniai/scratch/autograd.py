@@ -124,7 +124,7 @@ class Variable:
 
     def __pow__(self, power: Number) -> "Variable":
         return Variable.computed(
-            self.data**power, (self,), lambda g: (g * self.data ** (power - 1) * power if power else None,)
+            self.data**power, (self,), lambda g: (g * self.data ** (power - 1) * power if power else g * 0.0,)
         )
 
     def __matmul__(self, other: "Variable") -> "Variable":

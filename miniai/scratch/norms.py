@@ -13,18 +13,17 @@ def vector_norm(x: Tensor, p: Number = 2, dim: Dims = None, keepdim: bool = Fals
 
 
 def norm_of_row(row: list[float], p: Number) -> Number:
-    """The greatest is divided out first: 1e200 squared is no float64, yet (1e200, 1e200) has a length."""
+    """The greatest is divided out first: 1e200 squared is no float64, yet (1e200, 1e200) has a length. Of a negative
+    power it is the least that counts most."""
     sizes = [abs(value) for value in row]
     if p == 0:
         return sum(size != 0 for size in sizes)
-    if math.isinf(p):
-        return (max if p > 0 else min)(sizes)
-    if p < 0:
-        return 0.0 if 0 in sizes else sum(size**p for size in sizes) ** (1 / p)
-    greatest = max(sizes, default=0.0)
-    if not greatest or math.isinf(greatest):
-        return greatest
-    return greatest * sum((size / greatest) ** p for size in sizes) ** (1 / p)
+    if any(math.isnan(size) for size in sizes):  # which no comparison would show
+        return math.nan
+    most = max(sizes, default=0.0) if p > 0 else min(sizes)
+    if math.isinf(p) or not most or math.isinf(most):
+        return most
+    return most * sum((size / most) ** p for size in sizes) ** (1 / p)
 
 
 def frobenius_norm(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Optimizer(ABC):
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr and weight_decay cannot be negative, got {lr} and {weight_decay}")
         self.parameters, self.lr, self.weight_decay = list(parameters), lr, weight_decay
-        self.n_steps = 0
+        self.n_steps = [0] * len(self.parameters)  # that each has had: one may get no gradient for a while
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -27,9 +27,9 @@ class Optimizer(ABC):
 
     def step(self) -> None:
         """Changes every parameter that has a gradient."""
-        self.n_steps += 1
         for i, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
+                self.n_steps[i] += 1
                 parameter.data = self.updated(i, parameter.data, parameter.grad)
 
     @abstractmethod
@@ -108,12 +108,22 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         self.means[i] = self.means[i] * beta1 + grad * (1 - beta1)
         self.squares[i] = self.squares[i] * beta2 + grad * grad * (1 - beta2)
-        correction1, correction2 = 1 - beta1**self.n_steps, math.sqrt(1 - beta2**self.n_steps)
+        correction1, correction2 = 1 - beta1 ** self.n_steps[i], math.sqrt(1 - beta2 ** self.n_steps[i])
         return weight - self.means[i] / (self.squares[i].map(sqrt) / correction2 + self.eps) * (self.lr / correction1)
 
 
 class AdamW(Adam):
     """Adam whose decay acts on the weights alone, not through the running means (Loshchilov and Hutter 2019)."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Variable],
+        lr: Number = 1e-3,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: Number = 1e-8,
+        weight_decay: Number = 0.01,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def updated(self, i: int, weight: Tensor, grad: Tensor) -> Tensor:
         return self.adam(i, weight * (1 - self.lr * self.weight_decay), grad)

@@ -7,19 +7,17 @@ The notation is that of einops (Rogozhnikov, ICLR 2022): names stand for dimensi
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
-from miniai.scratch.ieee import divide
 from miniai.scratch.tensor import Tensor
 
 Groups = list[list[str]]  # one list of names for each dimension; "1" is an empty list
 EACH = ["each of ..."]  # `...` outside parentheses: a dimension for each, where `(...)` is one for all
-REDUCTIONS: dict[str, Callable[[Any], Any]] = {
-    "sum": sum,
-    "mean": lambda row: divide(sum(row), len(row)),
-    "max": max,
-    "min": min,
-    "prod": math.prod,
+REDUCTIONS: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
+    "sum": Tensor.sum,
+    "mean": Tensor.mean,
+    "max": lambda x, gone: x.reduce(max, gone),
+    "min": lambda x, gone: x.reduce(min, gone),
+    "prod": lambda x, gone: x.reduce(math.prod, gone, dtype="int64" if x.dtype == "bool" else None),
 }
 
 
@@ -109,7 +107,7 @@ def transform(x: Tensor, pattern: str, reduction: str, sizes: dict[str, int]) ->
     x = x.reshape(*(known[name] for name in names))  # 1. split
     wanted = [name for group in right for name in group]
     if gone := [i for i, name in enumerate(names) if name not in wanted]:
-        x = x.reduce(REDUCTIONS[reduction], gone)  # 2. reduce
+        x = REDUCTIONS[reduction](x, gone)  # 2. reduce
     names = [name for name in names if name in wanted]
     added = [name for name in wanted if name not in names]
     x = x[(...,) + (None,) * len(added)].expand(*x.shape, *(known[name] for name in added))  # 3. add

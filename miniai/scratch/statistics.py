@@ -41,7 +41,8 @@ def correlation(x: Tensor) -> Tensor:
     falls in step."""
     together = covariance(x)
     deviations = Tensor([sqrt(together[i, i].item()) for i in range(len(together))], "float64")
-    return (together / deviations[:, None] / deviations).map(lambda value: min(1.0, max(-1.0, value)))
+    # Rounding may leave [-1, 1]; what never varies has no correlation, and its nan stays.
+    return (together / deviations[:, None] / deviations).map(lambda r: r if r != r else min(1.0, max(-1.0, r)))
 
 
 def histogram(x: Tensor, bins: int, low: Number, high: Number) -> Tensor:

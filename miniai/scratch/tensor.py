@@ -102,7 +102,7 @@ class Tensor(Strided):
         if isinstance(index, Tensor):
             raise IndexError("only integers, slices, None and ... can be assigned to")
         source = value.expand(*target.shape).flat() if isinstance(value, Tensor) else repeat(value, target.numel())
-        as_own = float if self.dtype == "float64" else int
+        as_own = {"bool": bool, "int64": int, "float64": float}[self.dtype]
         for where, number in zip(offsets(target.shape, target.strides, target.offset), source, strict=True):
             self.storage[where] = as_own(number)
 
@@ -171,7 +171,7 @@ class Tensor(Strided):
         return self.map({"bool": bool, "int64": int, "float64": float}[dtype], dtype)
 
     def __neg__(self) -> "Tensor":
-        return self.map(operator.neg)
+        return self.map(operator.neg, "int64" if self.dtype == "bool" else None)
 
     def __invert__(self) -> "Tensor":
         return self.map(operator.not_ if self.dtype == "bool" else operator.invert)

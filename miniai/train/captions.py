@@ -128,9 +128,11 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
         return image
     scale = size / min(image.size)
     width, height = (max(size, round(edge * scale)) for edge in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    corners = (left, top, left + size, top + size)
+    factors = (image.width / width, image.height / height) * 2
+    box = tuple(edge * factor for edge, factor in zip(corners, factors, strict=True))
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)  # a thin one would be huge before the crop
 
 
 def _metadata_files(folder: Path) -> list[Path]:

@@ -61,7 +61,7 @@ class Checkpoint(Callback):
         make_folder(self.folder)
         if not os.access(self.folder, os.W_OK):
             raise UserError(f"cannot write checkpoints into {self.folder}: permission denied; choose another folder")
-        if learner.step == 0 and checkpoints(self.folder):
+        if _place(learner) == (0, 0, 0) and checkpoints(self.folder):
             raise UserError(
                 f"{self.folder} holds an earlier training's checkpoints: resume it, or choose another folder"
             )
@@ -72,7 +72,8 @@ class Checkpoint(Callback):
         if not learner.training or self._last_place == _place(learner):
             return
         minutes = (time.monotonic() - self._last_time) / 60
-        if (self.every_steps and learner.step % self.every_steps == 0) or (
+        has_stepped = self._last_place is None or self._last_place[0] != learner.step
+        if (self.every_steps and has_stepped and learner.step % self.every_steps == 0) or (
             self.every_minutes is not None and minutes >= self.every_minutes
         ):
             self.save(learner)
@@ -129,6 +130,7 @@ def save_checkpoint(learner: Learner, path: str | os.PathLike[str]) -> None:
     state = {
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
+        "optimizer_class": type(learner.optimizer).__name__,
         # Gradients outlive a batch only where a callback accumulates them or a subclass keeps them as momentum.
         "gradients": {n: p.grad for n, p in learner.model.named_parameters() if p.grad is not None},
         "callbacks": {name: callback.state_dict() for name, callback in _stateful(learner).items()},  # type: ignore[attr-defined]
@@ -166,6 +168,9 @@ def _apply(learner: Learner, state: dict[str, Any], path: Path) -> None:
     if own["seed"] != learner.seed:
         raise UserError(f"{path} was trained with seed {own['seed']}, not {learner.seed}: give that seed to resume it")
     load_weights(learner.model, state["model"], str(path))
+    kind = type(learner.optimizer).__name__
+    if state.get("optimizer_class", kind) != kind:  # torch would take the state, and fail at the first step
+        raise UserError(f"{path} was trained by {state['optimizer_class']}, not {kind}: give that to resume it")
     _load_optimizer(learner.optimizer, state["optimizer"], path)
     for name, weight in learner.model.named_parameters():
         gradient = state["gradients"].get(name)

@@ -77,7 +77,9 @@ class EMA(Callback):
 
     def model_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict of `model` with the averages in place of the trained weights, to save or to load elsewhere."""
-        return {name: self.shadow.get(name, value) for name, value in model.state_dict().items()}
+        averages = {id(weight): self.shadow[name] for name, weight in _trained(model).items() if name in self.shadow}
+        tied = dict(model.named_parameters(remove_duplicate=False))  # a weight under two names has one average
+        return {name: averages.get(id(tied.get(name)), value) for name, value in model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_updates": self.n_updates, "shadow": self.shadow}

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import make_generator
 from miniai.train.callback import Callback
 from miniai.train.learner import Learner
-from miniai.train.modes import modes_kept
 
 View = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 
@@ -47,8 +47,7 @@ def predict_with_views(
     >>> torch.allclose(predict_with_views(model, images), both)
     True
     """
-    with modes_kept(model):
-        model.eval()
+    with in_eval_mode(model):
         predictions = [model(view(images)) for view in views]
     if activation is not None:
         predictions = [activation(prediction) for prediction in predictions]
@@ -115,8 +114,7 @@ def predict_with_dropout(
         raise ValueError(f"test-time dropout needs dropout layers and 2 samples, not {len(layers)} and {n_samples}")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     samples = []
-    with modes_kept(model), torch.random.fork_rng(devices):
-        model.eval()
+    with in_eval_mode(model), torch.random.fork_rng(devices):
         for layer in layers:
             layer.train()
         for i in range(n_samples):

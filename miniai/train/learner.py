@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
+from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import make_generator
 from miniai.train.callback import (
     Callback,
@@ -20,7 +21,6 @@ from miniai.train.callback import (
     CancelFitException,
 )
 from miniai.train.data import Loader, batch_size_of
-from miniai.train.modes import modes_kept
 
 Objective = Callable[[nn.Module, Any, torch.Generator], Tensor | dict[str, Tensor]]
 
@@ -44,10 +44,10 @@ class Learner:
     still on the device), `training`. Of the last validation: `valid_scalars` (means over the items of the batches that
     have them). `stop_reason` is the text of the CancelFitException that ended the last fit, or None. `wrapped` is what
     the objective calls in place of `model`, where a callback has put something around it (DDP); None as a rule.
-    `objective` may be None where a callback does its part. `process` is the number of this process among those that train together, 0 for the first;
-    each has its own noise, (seed, step) in the first alone. The objective's generator is on `noise_device`: the CPU, or
-    the CUDA device that `Device` puts batches on, where noise from elsewhere would keep the GPU waiting; so draw with
-    `device=generator.device`.
+    `objective` may be None where a callback does its part. `process` is the number of this process among those that
+    train together, 0 for the first; each has its own noise, (seed, step) in the first alone. The objective's generator
+    is on `noise_device`: the CPU, or the CUDA device that `Device` puts batches on, where noise from elsewhere would
+    keep the GPU waiting; so draw with `device=generator.device`.
 
     >>> model = nn.Linear(2, 1)
     >>> def objective(model, batch, generator):
@@ -158,7 +158,8 @@ class Learner:
             found = self.perform("objective", self._own_objective)
         self.outputs = dict(found) if isinstance(found, Mapping) else {"loss": found}
         self.loss = self.outputs["loss"]
-        self.scalars = {name: value.detach() for name, value in self.outputs.items() if name == "loss" or value.ndim == 0}
+        numbers = {name: value for name, value in self.outputs.items() if name == "loss" or value.ndim == 0}
+        self.scalars = {name: value.detach() for name, value in numbers.items()}
 
     def backward(self) -> None:
         self.perform("backward", self.loss.backward)
@@ -183,8 +184,7 @@ class Learner:
         n_items: dict[str, int] = {}
         self.training = False
         try:
-            with modes_kept(self.model):
-                self.model.eval()
+            with in_eval_mode(self.model):
                 self.event("before_validate")
                 for index, batch in enumerate(self.valid.batches(0)):
                     self._valid_index, self.batch, self.scalars = index, batch, {}
@@ -225,7 +225,7 @@ class Learner:
             raise
 
     def event_of_done(self, name: str) -> None:
-        """The same, of a step that is done: all see it, also where one stops the fit, which then ends with the batch."""
+        """The same, of a step that is done: all see it, also where one stops the fit, which ends with the batch."""
         for callback in self.callbacks:
             try:
                 self._call(callback, name)

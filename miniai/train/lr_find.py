@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from miniai.base.errors import UserError
+from miniai.base.modes import modes_kept
 from miniai.base.plots import Plot, curves
 from miniai.train.callback import Callback, CancelFitException
 from miniai.train.callbacks import Device, GradientClip, Precision
 from miniai.train.learner import Learner
-from miniai.train.modes import modes_kept
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from miniai.train.modes import modes_kept
+from miniai.base.modes import in_eval_mode
 
 HEADINGS = ("module", "kind", "in", "out", "parameters", "multiply-adds")
 
@@ -82,8 +82,7 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
             continue
         handles += _watch(name, module, counter, counted, rows)
     try:
-        with modes_kept(model), torch.no_grad(), counter:
-            model.eval()
+        with in_eval_mode(model), torch.no_grad(), counter:
             model(*inputs, **keywords)
     finally:
         for handle in handles:

@@ -12,10 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from miniai.base.errors import UserError
+from miniai.base.images import eight_bits, rgb_on_white
+
 
 def image_to_tensor(image: Image.Image) -> Float[Tensor, "c h w"]:
-    """A grey picture as one channel, any other as RGB; float32 in [-1, 1]."""
-    levels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    """A grey picture as one channel, any other as RGB, transparent parts on white; float32 in [-1, 1]."""
+    image = eight_bits(image)
+    levels = np.array(image if image.mode == "L" and not image.has_transparency_data else rgb_on_white(image))
     return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
 
 
@@ -112,7 +116,8 @@ class OnColumn:
 class CollateColumns:
     """Joins items that are dicts into a tuple of tensors, one for each of `columns`; `transform` first, on each item.
 
-    Pictures become tensors (see `image_to_tensor`); texts stay lists.
+    Pictures become tensors (see `image_to_tensor`), numbers and lists of numbers too, with float32 for Python's floats;
+    texts stay lists. Raises UserError, naming the column, for what cannot be joined: lists of several lengths, None.
 
     >>> image, label = CollateColumns(("image", "label"))([{"image": Image.new("L", (2, 2)), "label": 1}] * 3)
     >>> image.shape, label
@@ -125,5 +130,38 @@ class CollateColumns:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         if self.transform is not None:
             items = [self.transform(item) for item in items]
-        to_tensor = ToTensor()
-        return tuple(default_collate([to_tensor(item[name]) for item in items]) for name in self.columns)
+        return tuple(joined(name, [item[name] for item in items]) for name in self.columns)
+
+
+def joined(name: str, values: Sequence[Any]) -> Any:
+    """The values of column `name` as one tensor, or, of texts, a list.
+
+    >>> joined("box", [[0.5, 1.0], [2.0, 3.0]])
+    tensor([[0.5000, 1.0000],
+            [2.0000, 3.0000]])
+    """
+    parts = [_as_tensor(value) for value in values]
+    if isinstance(parts[0], list):  # of texts
+        return parts
+    try:
+        return default_collate(parts)
+    except (TypeError, RuntimeError) as error:
+        kinds = {type(value).__name__ for value in values}
+        shapes = sorted({tuple(part.shape) for part in parts if isinstance(part, Tensor)})
+        what = f"shapes {shapes[0]} and {shapes[-1]}" if len(shapes) > 1 else " and ".join(sorted(kinds))
+        raise UserError(
+            f"column {name!r} makes no batch ({what}): change its items by a transform, or give a collate of your own"
+        ) from error
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        return image_to_tensor(value)
+    if isinstance(value, float):
+        return torch.tensor(value)
+    if isinstance(value, (list, tuple)):
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError):  # texts, or of several lengths
+            return list(value)
+    return value

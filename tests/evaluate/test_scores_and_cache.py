@@ -67,6 +67,12 @@ def test_cached_moments_are_those_of_the_features_to_the_last_bit(tmp_path: Path
         assert torch.equal(found.covariance, expected.covariance)
 
 
+def test_features_and_moments_of_one_key_stand_side_by_side(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert torch.equal(cached_features(tmp_path, KEY, lambda: FEATURES), FEATURES)
+        assert torch.equal(cached_moments(tmp_path, KEY, lambda: FEATURES).mean, moments(FEATURES).mean)
+
+
 def test_a_fingerprint_tells_names_shapes_kinds_and_values_apart() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(2, 2)

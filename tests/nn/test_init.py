@@ -170,3 +170,28 @@ def test_measure_gives_mean_and_deviation_of_what_a_module_gives_out() -> None:
     assert (one.mean, one.deviation) == (pytest.approx(out.mean().item(), abs=1e-6), pytest.approx(out.std().item()))
     assert (other.mean, other.deviation) == (one.mean, one.deviation)  # in eval mode
     assert len(model[0]._forward_hooks) == 0
+
+
+class OtherWayRound(nn.Module):
+    """Defines its layers in the order opposite to that of the calls, and one that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.unused, self.first = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_lsuv_goes_by_the_order_of_the_calls_and_leaves_alone_what_is_not_called() -> None:
+    model, x = OtherWayRound(), torch.randn(64, 4, generator=make_generator(2))
+    reached = lsuv(model, x)
+    assert [one.name for one in reached] == ["first", "second"]
+    assert all(abs(one.mean) < 1e-3 and abs(one.deviation - 1) < 1e-3 for one in reached)
+    with pytest.raises(UserError, match="a later pair changes second"):
+        lsuv(model, 3 * x, pairs=[(model.second, model.second), (model.first, model.first)])
+
+
+def test_measure_passes_over_what_gives_out_no_tensor() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    assert [one.name for one in measure(model, torch.randn(6, 4))] == ["0"]

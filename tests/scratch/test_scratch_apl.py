@@ -1,7 +1,7 @@
 """APL's primitives, each against its PyTorch form as the table has it; norms and statistics."""
 
 import math
-from operator import add, sub
+from operator import add, and_, sub
 
 import pytest
 import torch
@@ -120,3 +120,28 @@ def test_a_histogram_needs_bins_and_a_range() -> None:
         statistics.histogram(zeros(2), 3, 1, 1)
     with pytest.raises(RuntimeError, match="one row for each quantity"):
         statistics.covariance(zeros(2))
+
+
+def test_truths_are_counted_where_they_are_added() -> None:
+    x = torch.tensor([[True, True, False], [False, False, True]])
+    assert_same(apl.reduce(add, ours(x)), x.sum(-1))
+    assert_same(apl.scan(add, ours(x)), x.cumsum(-1))
+    assert_same(apl.reduce(and_, ours(x)), x.all(-1))
+    assert apl.reduce(add, ours(torch.ones(200, dtype=torch.bool))).item() == 200
+
+
+def test_what_never_varies_has_no_correlation() -> None:
+    x = torch.tensor([[1.0, 1, 1], [1, 2, 3]], dtype=torch.float64)
+    assert_same(statistics.correlation(ours(x)), torch.corrcoef(x))
+
+
+@pytest.mark.parametrize("p", [-math.inf, -2, 0.5, 1, 2, math.inf])
+def test_the_norm_of_what_is_no_number_is_none(p: float) -> None:
+    x = torch.tensor([1.0, math.nan, 3.0], dtype=torch.float64)
+    assert_same(norms.vector_norm(ours(x), p), torch.linalg.vector_norm(x, p))
+
+
+def test_the_norm_of_a_negative_power_does_not_overflow() -> None:
+    assert norms.vector_norm(Tensor([1e-200, 1.0]), -2).item() == pytest.approx(1e-200)
+    assert norms.vector_norm(Tensor([2.0, math.inf]), -2).item() == pytest.approx(2)
+    assert norms.vector_norm(Tensor([math.inf, math.inf]), -1).item() == math.inf

@@ -163,3 +163,8 @@ def test_steps_down_the_gradient_learn_a_line() -> None:
 def test_a_target_of_another_shape_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"prediction \[3, 1\] and target \[3\] differ in shape"):
         Mse().forward(zeros(3, 1), Tensor([1.0, 2.0, 3.0]))
+
+
+def test_the_power_0_passes_back_zeros() -> None:
+    x = draw((3,))
+    assert_same_gradients(lambda a: a**0, lambda a: a**0, x)

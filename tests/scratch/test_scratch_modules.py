@@ -154,3 +154,15 @@ def test_weights_that_do_not_fit_are_named() -> None:
     layer = modules.Sequential(modules.Linear(2, 2))
     with pytest.raises(RuntimeError, match=r"Missing key: 0.bias; Unexpected key: bias; size mismatch for 0.weight"):
         layer.load_state_dict({"0.weight": zeros(3, 2), "bias": zeros(2)})
+
+
+def test_a_weight_that_two_modules_share_is_one_parameter_under_two_names() -> None:
+    class Tied(modules.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = modules.Linear(2, 2, rng=Rng(0)), modules.Linear(2, 2, rng=Rng(1))
+            self.second.weight = self.first.weight
+
+    model = Tied()
+    assert [name for name, _ in model.named_parameters()] == ["first.weight", "first.bias", "second.bias"]
+    assert set(model.state_dict()) == {"first.weight", "first.bias", "second.weight", "second.bias"}

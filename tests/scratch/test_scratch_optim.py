@@ -114,3 +114,27 @@ def test_a_schedule_of_no_steps_is_an_error() -> None:
         schedules.cosine_annealing_lr(7, 0.1, 5)
     with pytest.raises(ValueError, match="step_size must be at least 1, got 0"):
         schedules.step_lr(0, 0.1, 0)
+
+
+def test_the_defaults_of_adamw_are_torchs() -> None:
+    mine, theirs = Variable([1.0, -2.0], True), torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    (mine * mine).sum().backward()
+    theirs.square().sum().backward()
+    optim.AdamW([mine]).step()
+    torch.optim.AdamW([theirs]).step()
+    assert_same(mine.data, theirs.detach(), TOLERANCE)
+
+
+def test_a_parameter_counts_the_steps_that_it_has_had_itself() -> None:
+    mine = [Variable([1.0], True), Variable([1.0], True)]
+    theirs = [torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    our_optimizer, their_optimizer = optim.Adam(mine, 0.1), torch.optim.Adam(theirs, 0.1)
+    for step in range(6):
+        our_optimizer.zero_grad()
+        their_optimizer.zero_grad()
+        for x in (*mine[: 1 + (step >= 3)], *theirs[: 1 + (step >= 3)]):
+            (x * x).sum().backward()
+        our_optimizer.step()
+        their_optimizer.step()
+    for x, y in zip(mine, theirs, strict=True):
+        assert_same(x.data, y.detach(), TOLERANCE)

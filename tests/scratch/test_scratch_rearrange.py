@@ -1,6 +1,7 @@
 """Patterns of named dimensions, against what they mean in PyTorch's own words."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scratch_oracle import assert_same, draw, few, ours, seeds
@@ -81,3 +82,12 @@ def test_a_pattern_without_sense_is_named(function, pattern: str, sizes: dict[st
 def test_an_unknown_reduction_is_named() -> None:
     with pytest.raises(ValueError, match="one of sum, mean, max, min, prod, got 'median'"):
         reduce(zeros(2, 3), "h w -> h", "median")
+
+
+def test_truths_are_counted_where_they_are_summed() -> None:
+    x = torch.tensor([[True, True, False], [False, True, True]])
+    assert_same(reduce(ours(x), "b n -> b", "sum"), x.sum(1))
+    assert_same(reduce(ours(x), "b n -> b", "prod"), x.prod(1))
+    assert_same(reduce(ours(x), "b n -> b", "max"), x.amax(1))
+    with pytest.raises(RuntimeError, match="should be floating point"):
+        reduce(ours(x), "b n -> b", "mean")

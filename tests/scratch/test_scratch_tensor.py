@@ -273,3 +273,11 @@ def test_joining_what_does_not_fit_names_the_sizes() -> None:
 def test_a_tensor_shows_its_numbers() -> None:
     assert repr(Tensor([[1.0, 2.0], [3.0, 4.0]])) == "Tensor([[1.0, 2.0],\n        [3.0, 4.0]])"
     assert repr(Tensor([1, 2])) == "Tensor([1, 2], dtype='int64')"
+
+
+def test_a_truth_that_is_assigned_stays_one() -> None:
+    x = Tensor([False, False, True])
+    x[0], x[1] = 5, 0.5
+    assert x.tolist() == [True, True, True]
+    assert x.sum().item() == 3
+    assert (-x).dtype == "int64"

@@ -1,7 +1,6 @@
 """Augmentation: each is what it says, follows from its own generator, and does not know the batch size."""
 
 import pickle
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -259,9 +258,12 @@ def test_trivial_augment_uses_every_operation_and_stays_within_the_range() -> No
 
 def test_pictures_in_memory_are_augmented_in_the_loader_too() -> None:
     pictures = torch.rand(4, 1, 2, 2)
-    for data, first in ((TensorDataset(pictures), lambda batch: batch), (TensorDataset((pictures, pictures)), itemgetter(0))):
-        loader = Loader(Augmented(data, RandomFlip(1.0)), 4, seed=0, shuffle=False)
-        assert torch.equal(first(next(loader.batches(0))), pictures.flip(-1))
+    alone = Loader(Augmented(TensorDataset(pictures), RandomFlip(1.0)), 4, seed=0, shuffle=False)
+    assert torch.equal(next(alone.batches(0)), pictures.flip(-1))
+    labelled = Augmented(TensorDataset((pictures, torch.arange(4))), RandomFlip(1.0))
+    images, labels = next(Loader(labelled, 4, seed=0, shuffle=False).batches(0))
+    assert torch.equal(images, pictures.flip(-1))
+    assert labels.tolist() == [0, 1, 2, 3]
 
 
 def test_trivial_augment_needs_two_strengths() -> None:

@@ -22,3 +22,18 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode inside, and each of its modules afterwards in its own.
+
+    >>> model = nn.Sequential(nn.Dropout())
+    >>> with in_eval_mode(model):
+    ...     training = model[0].training
+    >>> training, model[0].training
+    (False, True)
+    """
+    with modes_kept(model):
+        model.eval()
+        yield
