@@ -243,5 +243,3 @@ def _settle(
         f"LSUV: the output of {name} stays at mean {mean:.3g}, deviation {deviation:.3g} after {max_rounds} rounds: "
         "measure a module that can reach 0 and 1, such as a GeneralReLU with subtract, or the layer itself"
     )
-
-

@@ -75,7 +75,7 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
     """
     rows: list[Row] = []
     counted: set[int] = set()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION_ON_CPU: _attention_flops})
     handles = []
     for name, module in model.named_modules():
         if not name or (depth is None and any(module.children())) or (depth is not None and name.count(".") >= depth):
@@ -90,6 +90,17 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
     parameters = list(model.parameters())
     n_trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     return Summary(tuple(rows), sum(map(torch.numel, parameters)), n_trained, counter.get_total_flops() // 2)
+
+
+_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter does not know
+
+
+def _attention_flops(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *others: Any, out_shape: Any = None, **options: Any
+) -> int:
+    """Of shapes (b, heads, n, d): both matrix products of attention, a multiplication and an addition each."""
+    batch, n_heads, n_queries, d = q
+    return 2 * batch * n_heads * n_queries * k[-2] * (d + v[-1])
 
 
 def _watch(name: str, module: nn.Module, counter: FlopCounterMode, counted: set[int], rows: list[Row]) -> list[Any]:

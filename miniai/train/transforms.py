@@ -141,8 +141,8 @@ def joined(name: str, values: Sequence[Any]) -> Any:
             [2.0000, 3.0000]])
     """
     parts = [_as_tensor(value) for value in values]
-    if isinstance(parts[0], list):  # of texts
-        return parts
+    if any(isinstance(part, list) for part in parts):  # of texts
+        return list(values)
     try:
         return default_collate(parts)
     except (TypeError, RuntimeError) as error:

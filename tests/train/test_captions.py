@@ -222,3 +222,7 @@ def test_other_sizes_are_scaled_by_their_shorter_edge_and_cropped_to_the_centre(
 def test_transparent_pictures_come_in_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (load_images([CaptionedItem(tmp_path / "a.png", ("x",))], 8) == 255).all()
+
+
+def test_a_very_thin_picture_is_cropped_without_being_made_huge_first() -> None:
+    assert centre_square(Image.new("RGB", (1, 40_000), "blue"), 512).size == (512, 512)  # 31 GB at its full height

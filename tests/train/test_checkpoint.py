@@ -18,9 +18,11 @@ from same_end import assert_same_end, steps_saved
 from small_training import make_learner, run
 
 from miniai.base.errors import UserError
-from miniai.train.callback import Callback
-from miniai.train.callbacks import Every
+from miniai.base.seeds import make_generator
+from miniai.train.callback import Callback, CancelBatchException
+from miniai.train.callbacks import Every, SingleBatch
 from miniai.train.checkpoint import Checkpoint, checkpoints, resume, save_checkpoint
+from miniai.train.data import Loader
 from miniai.train.ema import EMA
 from miniai.train.learner import Learner
 
@@ -270,6 +272,66 @@ def test_a_checkpoint_of_another_model_or_seed_is_refused_by_name(tmp_path: Path
     other.seed = 8
     with pytest.raises(UserError, match="seed 7, not 8"):
         resume(other, tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_by_name(tmp_path: Path) -> None:
+    train_until(tmp_path, 7)
+    other = make_learner(tmp_path, N_STEPS)
+    kind = type(other.optimizer).__name__
+    other.optimizer = torch.optim.SGD(other.model.parameters(), 0.1, momentum=0.9)
+    with pytest.raises(UserError, match=f"was trained by {kind}, not SGD"):
+        resume(other, tmp_path / "checkpoints")
+
+
+class SkipFirst(Callback):
+    """The first two batches bring no step."""
+
+    def before_batch(self, learner: Learner) -> None:
+        if (learner.epoch, learner.step) == (0, 0) and learner.batch_index < 2:
+            raise CancelBatchException
+
+
+def test_a_training_stopped_before_its_first_step_goes_on(tmp_path: Path) -> None:
+    def start(*callbacks: Callback) -> Learner:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+        checkpoint = Checkpoint(tmp_path, every_minutes=1e-9, every_steps=100)
+        data = Loader(torch.randn(12, 2, generator=make_generator(3)), 2, seed=0)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        return Learner(
+            model,
+            data,
+            lambda m, x, g: m(x).square().mean(),
+            optimizer,
+            callbacks=[SkipFirst(), checkpoint, *callbacks],
+        )
+
+    start(SingleBatch()).fit(1)
+    learner = start()
+    assert resume(learner, tmp_path)
+    assert (learner.step, learner.batch_index) == (0, 1)
+    learner.fit(1)
+    assert learner.step == 4
+
+
+def test_every_steps_writes_once_a_step_also_where_several_batches_make_one(tmp_path: Path) -> None:
+    class Half(Callback):
+        def after_backward(self, learner: Learner) -> None:
+            if learner.batch_index % 2 == 0:
+                raise CancelBatchException
+
+    class Count(Checkpoint):
+        n_saved = 0
+
+        def save(self, learner: Learner) -> Path:
+            self.n_saved += 1
+            return super().save(learner)
+
+    learner = make_learner(tmp_path, 12)
+    count = Count(tmp_path / "counted", every_minutes=None, every_steps=1)
+    learner.callbacks += [Half(), count]
+    learner.fit()
+    assert (learner.step, count.n_saved) == (12, 12)
 
 
 def test_another_batch_size_warns_and_starts_the_epoch_again(tmp_path: Path) -> None:

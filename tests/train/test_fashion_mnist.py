@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -199,4 +200,41 @@ def test_spawned_workers_transform_and_collate_the_same_batches() -> None:
 
 def test_pictures_become_tensors_in_their_own_number_of_channels() -> None:
     assert image_to_tensor(Image.new("L", (3, 2), 255)).tolist() == [[[1.0] * 3] * 2]
-    assert image_to_tensor(Image.new("RGBA", (3, 2), (255, 0, 0, 9)))[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+    assert image_to_tensor(Image.new("RGBA", (3, 2), (255, 0, 0, 255)))[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_columns_of_numbers_and_lists_become_tensors_of_the_models_own_type() -> None:
+    rows = {
+        "score": [0.5, 1.5, 2.5, 3.5],
+        "box": [[0.0, 1.0, 2.0]] * 4,
+        "grid": [[[1, 2], [3, 4]]] * 4,
+        "words": [["a", "b"], ["c"], [], ["d"]],
+    }
+    whole = datasets.Dataset.from_dict(rows).cast_column("score", datasets.Value("float32"))
+    loaders = DataLoaders.from_dd({"train": whole}, 4, seed=0, columns=tuple(rows))
+    score, box, grid, words = next(iter(loaders.train.batches(0)))
+    assert (score.dtype, box.dtype, grid.dtype) == (torch.float32, torch.float32, torch.int64)
+    assert (box.shape, grid.shape) == ((4, 3), (4, 2, 2))
+    assert sorted(words) == [[], ["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([[1, 2], [1, 2, 3]], r"column 'x' makes no batch \(shapes \(2,\) and \(3,\)\)"),
+        ([1, None], r"column 'x' makes no batch \(NoneType and int\)"),
+        ([date(2026, 1, 1)] * 2, r"column 'x' makes no batch \(date\)"),
+    ],
+)
+def test_a_column_that_makes_no_batch_is_named(values: list[Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        CollateColumns(("x",))([{"x": value} for value in values])
+
+
+def test_pictures_of_data_sets_look_as_those_of_folders() -> None:
+    levels = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    grey = image_to_tensor(Image.fromarray(levels))
+    assert grey.shape == (1, 4, 4)
+    assert torch.allclose(grey[0], torch.from_numpy((levels >> 8).astype(np.float32)) / 127.5 - 1)
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert torch.equal(image_to_tensor(clear), torch.ones(3, 2, 2))

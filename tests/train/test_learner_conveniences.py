@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from miniai.base.seeds import make_generator
+from miniai.nn.layers import SelfAttention2D
 from miniai.train.callback import Callback, CallbackError
 from miniai.train.callbacks import GradientClip, SingleBatch
 from miniai.train.checkpoint import Checkpoint, resume
@@ -185,6 +186,13 @@ def test_a_summary_counts_shared_weights_once_and_the_products_between_modules()
     assert found.n_multiply_adds == 2 * 3 * 4 * 4 + 3 * 3 * 4
     assert [row.name for row in summary(model, torch.zeros(3, 4), scale=2.0, depth=1).rows] == ["block", "block"]
     assert "block.0" in found._repr_html_()
+
+
+def test_a_summary_counts_attention_as_its_closed_form() -> None:
+    model = SelfAttention2D(32, groups=4, n_heads=2, eps=1e-5)
+    n_tokens = 16 * 16
+    linear, products = 4 * n_tokens * 32 * 32, 2 * n_tokens * n_tokens * 32
+    assert summary(model, torch.zeros(1, 32, 16, 16)).n_multiply_adds == linear + products
 
 
 def test_captured_predictions_are_those_of_the_model_in_the_order_of_the_data() -> None:

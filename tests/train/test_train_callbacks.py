@@ -291,3 +291,14 @@ def test_every_few_minutes_is_measured_from_the_last_call() -> None:
     assert -1 not in seen
     with pytest.raises(ValueError, match="either"):
         Every(print)
+
+
+def test_the_average_of_a_weight_under_two_names_stands_under_both() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    ema = EMA(0.9)
+    optimizer, data = torch.optim.SGD(model.parameters(), 0.1), Loader(torch.randn(32, 2), 8, seed=0)
+    Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[ema]).fit(1)
+    state = ema.model_state(model)
+    assert torch.equal(state["1.weight"], state["0.weight"])
+    assert not torch.equal(state["0.weight"], model[0].weight)
