@@ -345,7 +345,9 @@ def test_a_picture_can_be_painted_over_more_or_less(miniai: Any) -> None:
         )
         assert (outcome.code, outcome.err) == (0, "seed 5\n")
         assert open_image(f"at-{strength}.png").size == (32, 24)
-        assert f"Denoising strength: {strength}, RNG: CPU" in (read_parameters(f"at-{strength}.png") or "")
+        assert f"Denoising strength: {strength}, Init image: orange.png, RNG: CPU" in (
+            read_parameters(f"at-{strength}.png") or ""
+        )
     assert (pixels("at-0.2.png") != pixels("at-1.png")).any()
 
 

@@ -60,6 +60,18 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a valid safetensors file ({error}): get the file again") from error
 
 
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """By its suffix, or, whatever it is called, by how it begins: the length of a JSON object, and its brace."""
+    if str(path).lower().endswith(".safetensors"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < os.path.getsize(path)
+
+
 def _mapped(memory: mmap.mmap, start: int, entry: dict[str, Any], checked: Any, name: str) -> Tensor:
     """One tensor of a file that is mapped whole; pages that belong to it alone go back when it is let go of."""
     dtype = _DTYPES_BY_NAME.get(entry["dtype"])
@@ -210,25 +222,27 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
             target.copy_(tensors[name])
 
 
-def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def check_weights(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str, against: str = "its config.json"
+) -> None:
     """Do `tensors` fit `module` (which may be on the meta device), each and all?
 
     Raises UserError, naming `where` (the file) and the tensor, if one is missing, left over, of another shape, or of
-    another kind (whole numbers for a fraction).
+    another kind (whole numbers for a fraction); `against` is what the module was built from.
     """
     own = module.state_dict(keep_vars=True)
     missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     model = type(module).__name__
     if missing:
-        raise UserError(f"{where} lacks {_first(missing)}, which {model} needs: the file does not fit its config.json")
+        raise UserError(f"{where} lacks {_first(missing)}, which {model} needs: the file does not fit {against}")
     if extra:
-        raise UserError(f"{where} has {_first(extra)}, which {model} lacks: the file does not fit its config.json")
+        raise UserError(f"{where} has {_first(extra)}, which {model} lacks: the file does not fit {against}")
     for name, target in own.items():
         given = tensors[name]
         if given.shape != target.shape:
             raise UserError(
                 f"{where}: {name} has shape {tuple(given.shape)}, but {model} needs {tuple(target.shape)}: "
-                "the file does not fit its config.json"
+                f"the file does not fit {against}"
             )
         if given.is_floating_point() != target.is_floating_point():
             raise UserError(f"{where}: {name} is of type {given.dtype}, but {model} needs {target.dtype}")
@@ -245,14 +259,19 @@ def without_memory() -> Iterator[None]:
 
 
 def give_weights(
-    module: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype, device: torch.device
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    against: str = "its config.json",
 ) -> None:
     """Fill a module built `without_memory`: tensors that need no conversion become its own without a copy.
 
     `dtype` is that of its fractions; whole numbers stay. `tensors` is used up: each leaves it when it is converted, so
     that only one at a time is there in two forms. Raises UserError as `check_weights` does, before that.
     """
-    check_weights(module, tensors, where)
+    check_weights(module, tensors, where, against)
     values: dict[str, Tensor] = {}
     for name in list(tensors):
         tensor = tensors.pop(name)

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.options import (
     Device,
@@ -18,6 +17,7 @@ from miniai.cli.options import (
     Model,
     Sampler,
     Steps,
+    lines,
     stage_stops,
     words,
 )
@@ -86,7 +86,7 @@ def contact_sheet(
     check_writable(out)
     chosen: dict[str, Any] = {}
     if prompts is not None:
-        chosen["prompts"] = _lines(prompts)
+        chosen["prompts"] = lines(prompts)
     if styles is not None:
         chosen["styles"] = words(styles)
     from miniai.recipes.contact_sheet import contact_sheet as paint
@@ -139,13 +139,3 @@ def folders(
         f"KID {found['kid_mean']:.5f}, deviation {found['kid_deviation']:.5f} "
         f"among {found['kid_n_subsets']} subsets of {found['kid_subset_size']}"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: give a text file in UTF-8, one prompt a line") from error
-    if not any(lines):
-        raise UserError(f"{path} has no prompts: write one a line")
-    return [line for line in lines if line]

@@ -77,3 +77,14 @@ def stage_stops() -> Iterator[None]:
         yield
     except StageInterrupted as stop:
         raise KeyboardInterrupt(str(stop)) from stop
+
+
+def lines(path: Path) -> list[str]:
+    """The prompts in a text file, one a line. Raises UserError if it cannot be read, or has none."""
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: give a text file in UTF-8, one prompt a line") from error
+    if not any(found):
+        raise UserError(f"{path} has no prompts: write one a line")
+    return [line for line in found if line]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miniai.cli.options import Device, FashionData, FashionEpochs, Resume, stage_stops, words
+from miniai.cli.options import Device, FashionData, FashionEpochs, Resume, lines, stage_stops, words
 
 app = typer.Typer(help="Train models.")
 
@@ -14,14 +14,23 @@ app = typer.Typer(help="Train models.")
 def text_to_image(
     data: Annotated[Path, typer.Option(help="Captioned pictures: an ImageFolder, or a .txt beside each picture.")],
     out: Annotated[Path, typer.Option(help="Folder of the training; the model will be in its subfolder 'model'.")],
-    minutes: Annotated[float | None, typer.Option(help="Minutes to train in all, shared among the stages.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimizer steps of each stage.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Minutes to train in all, shared among the stages; or give --steps.",
+            show_default="with --resume, as the training was begun",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimizer steps of each stage; or give --minutes.", show_default="as for --minutes"),
+    ] = None,
     resume: Resume = False,
     stages: Annotated[
         str | None,
         typer.Option(
             help="Which stages to run, separated by commas; those before must be finished.",
-            show_default="vae,clip,latents,unet,words,decoder",
+            show_default="vae,clip,latents,unet,words,decoder; with --init the last four",
         ),
     ] = None,
     init: Annotated[
@@ -35,8 +44,9 @@ def text_to_image(
     size: Annotated[
         str,
         typer.Option(
-            help="small (2 CPU cores), gpu (the same networks, larger batches), fine and gpu-fine (as these, with "
-            "latents of 4x16x16 instead of 16x8x8), or tiny (to try it)."
+            help="Of the networks and batches; pictures become 64x64 pixels in any case. small (2 CPU cores), gpu (the "
+            "same networks, larger batches), fine and gpu-fine (as these, with latents of 4x16x16 instead of 16x8x8), "
+            "or tiny (to try it)."
         ),
     ] = "small",
     config: Annotated[
@@ -46,12 +56,17 @@ def text_to_image(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.", show_default="0")] = None,
     device: Device = "auto",
     sample_minutes: Annotated[float, typer.Option(help="Minutes between grids of sample pictures.")] = 4.0,
+    sample_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file of what the grids show, a prompt a line.", show_default="captions of the data"),
+    ] = None,
     compile_: Annotated[
         bool,
         typer.Option("--compile", help="Compile text encoder and U-Net first: minutes, then more pictures a second."),
     ] = False,
 ) -> None:
-    """Train a text-to-image model on captioned pictures: VAE, CLIP, then the U-Net. Ctrl-C saves and stops."""
+    """Train a text-to-image model on captioned pictures, scaled and cropped to squares: a VAE, CLIP, a U-Net on the
+    VAE's latents, then words and the decoder once more. Ctrl-C saves and stops; the same with --resume goes on."""
     from miniai.recipes.text_to_image import train_text_to_image as train
 
     with stage_stops():
@@ -69,6 +84,7 @@ def text_to_image(
             device=device,
             sample_minutes=sample_minutes,
             compiler="inductor" if compile_ else None,
+            prompts=() if sample_prompts is None else lines(sample_prompts),
         )
     typer.echo(folder)
 
@@ -80,7 +96,7 @@ def fashion_classifier(
     epochs: FashionEpochs = 5,
     network: Annotated[
         str,
-        typer.Option(help="pooled, the most often right for its time; or six-level, as the course's, to judge FID by."),
+        typer.Option(help="pooled; wide, more often right and slower; or six-level, as the course's, to judge FID by."),
     ] = "pooled",
     resume: Resume = False,
     device: Device = "auto",

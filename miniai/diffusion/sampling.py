@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ _IGNORED = {
     "predict_x0",
     "solver_p",
     "disable_corrector",
+    "shift_terminal",
 }
 # Options that would change the picture: only these values are understood.
 _ONLY: dict[str, Any] = {
@@ -158,6 +159,9 @@ _ONLY: dict[str, Any] = {
 _SPACED = {"euler", "heun", "lms", "dpm2", "dpmpp_2m", "dpmpp_2m_sde"}
 # Options that some Diffusers classes have and the others pass over in silence: `Sampler.reads` says which.
 _READ_BY_SOME = {"clip_sample", "clip_sample_range", "final_sigmas_type"}
+
+
+_SCHEDULE_KEYS = {field.name for field in fields(ScheduleConfig)}
 
 
 def sampler_from_file(values: Mapping[str, Any], where: str) -> Sampler:
@@ -190,7 +194,8 @@ def sampler_from_file(values: Mapping[str, Any], where: str) -> Sampler:
 def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> ScheduleConfig:
     """The contents of a `scheduler_config.json` as `sampler` reads them.
 
-    A key that the file lacks takes the default of the sampler's own Diffusers class, as `from_config` does there.
+    A key that the file lacks takes the default of the sampler's own Diffusers class, as `from_config` does there. Of a
+    file for a class that is not in the table only the noise schedule is read.
     Raises UserError, naming the file `where`, for unknown keys and for options that would change the picture unseen.
     """
     for key, understood in _ONLY.items():
@@ -198,6 +203,8 @@ def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> 
             raise UserError(f"{where}: {key} = {values[key]!r} is not supported: only {understood!r} is")
     if sampler.name == "ddpm" and values.get("variance_type") not in ("fixed_small", None):
         raise UserError(f"{where}: variance_type = {values['variance_type']!r} is not supported: only 'fixed_small' is")
+    if values.get("_class_name", "") not in {"", *(row.diffusers_class for row in SAMPLERS.values())}:
+        values = {key: value for key, value in values.items() if key in _SCHEDULE_KEYS}
     passed_over = _IGNORED | set(_ONLY) | (_READ_BY_SOME - set(sampler.reads))
     kept = {key: value for key, value in values.items() if key not in passed_over}
     return config_from_dict(ScheduleConfig, {**sampler.defaults, **kept}, where)

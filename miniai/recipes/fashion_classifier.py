@@ -101,6 +101,10 @@ class FashionClassifierConfig:
 
 NETWORKS = {
     "pooled": FashionClassifierConfig(),
+    # A third more channels and 1.7 times the weights, at four fifths of the pace.
+    "wide": FashionClassifierConfig(
+        model=ResNetConfig(block_out_channels=(64, 160, 320), stem_channels=24, dropout=0.0)
+    ),
     # The course's judge of painted clothes: six levels, the last of 512 features at one place of a padded picture, and
     # labels as they are. Labels that are smoothed would draw each class together into a point (Mueller et al. 2019),
     # and a Frechet distance on features without spread counts faults that nobody sees.

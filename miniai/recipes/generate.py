@@ -1,5 +1,6 @@
 """A prompt becomes PNG files: the recipe behind `miniai generate`."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
     else:
         if request.prediction_type is not None:
             raise UserError(f"--prediction-type is for a single file: {model} says by itself what it predicts")
+        if request.tokenizer is not None:
+            raise UserError(f"--tokenizer is for a single file: {model} has its own")
         pipe = StableDiffusionPipeline.from_pretrained(
             model, dtype, device, vae=vae, variant=request.variant, safety_checker=None
         )
@@ -107,6 +110,9 @@ def paint(
     steps: list[list[Image.Image]] = []
     n_batches = -(-request.n // BATCH_SIZE)
     n_steps = request.steps - (skipped_steps(request.steps, request.strength, mask is not None) if image else 0)
+    # As large as the picture, within a mask too: Diffusers' pipeline would take the model's own size there.
+    factor = pipe.vae.config.factor
+    width, height = (None, None) if image is None else (side - side % factor for side in image.size)
     # None: shown on a terminal only
     with tqdm(total=n_steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
         for first in range(0, request.n, BATCH_SIZE):
@@ -120,9 +126,9 @@ def paint(
             n_here = min(BATCH_SIZE, request.n - first)
             output = pipe(
                 request.prompt,
-                request.negative_prompt,
-                height=request.height,
-                width=request.width,
+                negative_prompt=request.negative_prompt,
+                height=request.height or height,
+                width=request.width or width,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance_scale,
                 sampler=request.sampler,
@@ -159,23 +165,44 @@ def parameters_text(
     """The text that the A1111 web interface writes into its PNGs, and that other tools read there."""
     named = request.sampler is None
     sampler = sampler_from_file(pipe.scheduler_config, SCHEDULER) if named else find_sampler(str(request.sampler))
-    extra = {
-        "Denoising strength": None
-        if request.image is None
-        else painted_share(request.strength, request.mask is not None),
-        "Cache interval": request.cache_interval if request.cache_interval > 1 else None,
-        "Clip skip": None if request.clip_skip is None else request.clip_skip + 1,  # as that interface counts
-    }
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(
         f"Steps: {request.steps}, Sampler: {sampler.title}, CFG scale: {request.guidance_scale:g}, Seed: {seed}, "
-        f"Size: {size[0]}x{size[1]}, Model: {model.resolve().name}, "
-        + "".join(f"{name}: {value:g}, " for name, value in extra.items() if value is not None)
+        f"Size: {size[0]}x{size[1]}, Model: {_quoted(model.resolve().name)}, "
+        + "".join(f"{name}: {_quoted(value)}, " for name, value in _further_settings(request).items())
         + f"RNG: CPU, Version: miniai {miniai.__version__}"
     )
     return "\n".join(lines)
+
+
+def _further_settings(request: GenerateRequest) -> dict[str, str]:
+    """What else decided how the picture came out, where it is not the default; that interface's names where it has
+    them."""
+    interval, skip = request.guidance_interval, request.clip_skip
+    strength = painted_share(request.strength, request.mask is not None)
+    chosen = {
+        "Denoising strength": None if request.image is None else f"{strength:g}",
+        "Init image": None if request.image is None else request.image.name,
+        "Mask": None if request.mask is None else request.mask.name,
+        "Clip skip": None if skip is None else f"{skip + 1}",  # as that interface counts
+        "Eta": f"{request.eta:g}" if request.eta else None,
+        "CFG rescale": f"{request.guidance_rescale:g}" if request.guidance_rescale else None,
+        "Guidance interval": None if interval is None else f"{interval[0]:g} to {interval[1]:g}",
+        "Prompt syntax": request.prompt_syntax if request.prompt_syntax != "plain" else None,
+        "Long prompts": request.long_prompts if request.long_prompts != "cut" else None,
+        "Cache interval": f"{request.cache_interval}" if request.cache_interval > 1 else None,
+        "VAE": None if request.vae is None else request.vae.name,
+        "Variant": request.variant,
+        "Data type": request.dtype if request.dtype != "auto" else None,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _quoted(value: str) -> str:
+    """As that interface does: what holds one of its separators stands in quotes, as JSON."""
+    return json.dumps(value, ensure_ascii=False) if any(sign in value for sign in ',:"\n') else value
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from miniai.base.device import processor_name
 from miniai.base.files import atomic_file
 from miniai.recipes.text_to_image_config import TextToImageConfig
 
+CARD = "README.md"
 MB = 1e6
 
 
@@ -22,6 +23,7 @@ def write_model_card(
     records: Sequence[Mapping[str, Any]],
     how_to: Sequence[str],
     evaluation: str = "",
+    init: Path | None = None,
 ) -> Path:
     """Write `folder/README.md` beside a model's parts.
 
@@ -29,14 +31,16 @@ def write_model_card(
     - records: what each stage says of itself, see `StageRun.record`.
     - how_to: the commands that make the model again, one after the other.
     - evaluation: the table that `miniai evaluate text-to-image` printed, as Markdown.
+    - init: the model that the training went on from, if any.
     """
     parts = ["unet", "vae", "text_encoder"]
     sizes = {part: sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")) for part in parts}
+    origin = "from nothing" if init is None else f"on from `{init}`"
     lines = [
         "# A small text-to-image model",
         "",
         f"Stable Diffusion in small: pictures of {config.image_size}×{config.image_size} pixels from prompts of up to "
-        f"{config.window - 2} tokens. Trained from nothing by `miniai train text-to-image`; any Stable Diffusion "
+        f"{config.window - 2} tokens. Trained {origin} by `miniai train text-to-image`; any Stable Diffusion "
         "program that reads the Diffusers layout can load this folder.",
         "",
         "| part | file size, MB (float16) |",
@@ -66,7 +70,7 @@ def write_model_card(
     if evaluation:
         lines += ["## Evaluation", "", evaluation.strip(), ""]
     lines += ["## Data and licences", "", data_card.strip(), ""]
-    path = folder / "README.md"
+    path = folder / CARD
     with atomic_file(path) as file:
         file.write("\n".join(lines).encode())
     return path
@@ -74,7 +78,8 @@ def write_model_card(
 
 def machine() -> str:
     """The processor or GPU that torch computes on here, and torch's version."""
-    cores = f"{torch.get_num_threads()} threads of {processor_name()}"
+    n_threads = torch.get_num_threads()
+    cores = f"{n_threads} thread{'s' if n_threads > 1 else ''} of {processor_name()}"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
     return f"{where}, torch {torch.__version__}"
 
@@ -90,6 +95,7 @@ def data_card(data: Path, n_pictures: int) -> str:
 
 def commands(
     data: Path,
+    out: Path,
     minutes: float | None,
     steps: int | None,
     init: Path | None = None,
@@ -104,9 +110,14 @@ def commands(
         chosen += "".join(f" --{extra}" for extra in ("combinations", "colours") if built.get(extra))
         weight = built.get("everyday_weight", 1)
         chosen += f" --everyday-weight {weight}" if weight != 1 else ""
-        lines.append(f"miniai data emoji --out {data} --styles {','.join(built['counts'])}{chosen}")
-    start = "" if init is None else f" --init {init}"
+        lines.append(f"miniai data emoji --out {_typed(data)} --styles {','.join(built['counts'])}{chosen}")
+    start = "" if init is None else f" --init {_typed(init)}"
     start += f" --stages {','.join(stages)}" if init is not None and "vae" in stages else ""
     budget = f"--minutes {minutes:.0f}" if steps is None else f"--steps {steps}"
     rest = " ".join([budget, *options])
-    return [*lines, f"miniai train text-to-image --data {data} --out runs/text-to-image{start} {rest}"]
+    return [*lines, f"miniai train text-to-image --data {_typed(data)} --out {_typed(out)}{start} {rest}"]
+
+
+def _typed(path: Path) -> str:
+    """As it must be typed in a shell."""
+    return shlex.quote(str(path))

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from miniai.base.configs import config_from_dict, config_to_dict
+from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
 from miniai.base.files import make_folder, read_json, write_json
@@ -28,10 +28,20 @@ from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.decoder_stage import painted_latents, train_decoder
-from miniai.recipes.model_card import commands, data_card, write_model_card
-from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig, gentler
+from miniai.recipes.model_card import CARD, commands, data_card, write_model_card
+from miniai.recipes.text_to_image_begin import (
+    BEGUN,
+    NEEDS,
+    STAGES,
+    check_budget,
+    checked_stages,
+    config_of,
+    sample_prompts,
+    start_of_run,
+)
+from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
 from miniai.recipes.training import StageRun, check_compiler
-from miniai.recipes.unet_stage import SAMPLE_PROMPTS, Latents, TextToImageModel, compute_latents, save_grid, train_unet
+from miniai.recipes.unet_stage import Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
 from miniai.recipes.words_stage import can_teach, train_words
 from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
@@ -40,7 +50,6 @@ from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import load_images, read_captioned_folder
 from miniai.train.distributed import n_launched
 
-STAGES = ("vae", "clip", "latents", "unet", "words", "decoder")
 CLIP_WEIGHTS = "model.safetensors"
 
 
@@ -63,34 +72,45 @@ def train_text_to_image(
 ) -> Path:
     """Train a text-to-image model on the captioned pictures in `data` and return the model folder, `out/model`.
 
-    - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage.
+    - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage. A
+      resume that says neither takes what the training was begun with.
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
     - stages: which of `STAGES` to run (None: all); those before must have been finished.
     - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder,
       U-Net and decoder go on learning from `data`, more gently than from nothing, and its whole VAE only if `stages`
       names it.
-    - size: a ready config, of `SIZES`; config_file: one from a file, such as an earlier training's config.json.
+    - size: a ready config, of `SIZES`, with `init` of the same networks; config_file: one from a file, such as an
+      earlier training's config.json.
     - compiler: put text encoder and U-Net through torch.compile with this backend, "inductor" as a rule, for their
       training: minutes to begin with, then more pictures a second.
-    - prompts: what the sample grids show.
+    - prompts: what the sample grids show; none: captions from all over the data, or for emoji `SAMPLE_PROMPTS`.
 
-    Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner.
+    Raises UserError for bad data (one report of all that is wrong), a folder in use, a stage before its forerunner;
+    nothing is written then.
     """
     if n_launched() > 1:
         raise UserError("text-to-image trains in one process: start it without a launcher of several")
-    stages = _checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
-    if (minutes is None) == (steps is None):
-        raise UserError("give either the minutes to train or the steps of each stage")
-    config = _config(out, resume, size, config_file, seed, going_on=init is not None)
+    stages = checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
+    kept = start_of_run(out, resume, data)
+    if minutes is None and steps is None:
+        minutes, steps = kept.get("minutes"), kept.get("steps")
+    check_budget(minutes, steps)
+    config = config_of(out, resume, size, config_file, seed, going_on=init is not None)
     torch_device = pick_device(device)
     if compiler is not None:
         check_compiler(compiler, torch_device)
     start = None if init is None else read_folder(init, torch.float32, torch_device)
     if start is not None:
-        config = _config_of(start, config)
+        ready, config = config, _config_of(start, config)
+        if size != "small" and not resume and (ready.vae, ready.unet) != (config.vae, config.unet):
+            raise UserError(f"--size {size} has other networks than {init}: leave it out")
     folder = read_captioned_folder(data)
     run = _Run(config, out, torch_device, start)
+    run.check_order(stages)
+    make_folder(run.latents_path.parent)
     write_json(out / "config.json", config_to_dict(config))
+    if not kept:
+        write_json(out / BEGUN, {"data": str(data), "minutes": minutes, "steps": steps})
     images = load_images(folder.train, config.image_size)
     captions = [list(item.captions) for item in folder.train]
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
@@ -103,6 +123,7 @@ def train_text_to_image(
         folder = out / "stages" / name
         return StageRun(name, folder, torch_device, budget, steps, sample_minutes, compiler=compiler)
 
+    n_finished = len(list((out / "stages").glob("*/done.json")))
     vae_run = stage_run("vae")
     if "vae" in stages and not vae_run.kept(run.vae_path):
         trained = train_vae(config, images, vae_run, None if start is None else start.vae)
@@ -120,7 +141,7 @@ def train_text_to_image(
     unet_run = stage_run("unet")
     if "unet" in stages and not unet_run.kept(run.unet_path):
         text_encoder, tokenizer = run.clip_text()
-        vae, shown = run.vae(), list(prompts) or list(SAMPLE_PROMPTS)
+        vae, shown = run.vae(), list(prompts) or sample_prompts(data, captions)
 
         def paint(model: TextToImageModel, path: Path) -> None:
             parts = (tokenizer, model.text_encoder, model.unet, vae)
@@ -140,7 +161,13 @@ def train_text_to_image(
         latents = Latents.load(run.latents_path)
         trained = train_decoder(config, images, latents.latents, run.painted(latents), run.vae(), decoder_run)
         run.save(trained, run.decoder_path)
-    if {"unet", "words", "decoder"} & set(stages):
+    if n_finished == len(list((out / "stages").glob("*/done.json"))) and (out / "model" / CARD).is_file():
+        print(
+            f"all of {out} was finished before: to train its model further, give --init {out / 'model'}, and another "
+            "folder as --out",
+            file=sys.stderr,
+        )
+    elif {"unet", "words", "decoder"} & set(stages):
         write_folder(out / "model", run.components())
         all_runs = (vae_run, clip_run, unet_run, words_run, decoder_run)
         records = [stage.record() for stage in all_runs if stage.finished]
@@ -151,7 +178,8 @@ def train_text_to_image(
         options = [f"--size {size}"] if size != "small" else []
         options += [f"--seed {config.seed}"] if config.seed else []
         options += ["--compile"] if compiler else []
-        write_model_card(out / "model", config, card, records, commands(data, total, steps, init, done, options))
+        how_to = commands(data, out, total, steps, init, done, options)
+        write_model_card(out / "model", config, card, records, how_to, init=init)
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
 
@@ -167,7 +195,20 @@ class _Run:
         self.words_path = out / "stages" / "words" / "text_encoder.safetensors"
         self.decoder_path = out / "stages" / "decoder" / "vae.safetensors"
         self.latents_path = out / "stages" / "latents" / "latents.safetensors"
-        make_folder(self.latents_path.parent)
+
+    def check_order(self, stages: Sequence[str]) -> None:
+        """Raise UserError for a stage whose forerunners are neither done nor among `stages`."""
+        results = {
+            "vae": self.vae_path,
+            "clip": self.clip_path / CLIP_WEIGHTS,
+            "latents": self.latents_path,
+            "unet": self.unet_path,
+        }
+        given = () if self.start is None else ("vae", "clip", "unet")
+        for stage in stages:
+            for need in NEEDS.get(stage, ()):
+                if need not in (*stages, *given) and not results[need].is_file():
+                    raise UserError(f"the {stage} stage needs the {need} stage, which is not finished: run it first")
 
     def save(self, module: torch.nn.Module, path: Path) -> None:
         write_weights(path, module.state_dict())
@@ -280,26 +321,3 @@ def load_clip(folder: str | os.PathLike[str]) -> tuple[CLIPModel, CLIPTokenizer]
     model = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
     load_weights(model, read_weights(folder / CLIP_WEIGHTS), str(folder / CLIP_WEIGHTS))
     return model.eval(), CLIPTokenizer.from_pretrained(folder)
-
-
-def _checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise UserError(f"unknown stage {', '.join(unknown) or 'none'}: there are {', '.join(STAGES)}")
-    return tuple(stage for stage in STAGES if stage in stages)
-
-
-def _config(
-    out: Path, resume: bool, size: str, config_file: Path | None, seed: int | None, going_on: bool
-) -> TextToImageConfig:
-    saved = out / "config.json"
-    if saved.is_file() and not resume:
-        raise UserError(f"{out} holds a training already: add --resume to go on with it, or choose another folder")
-    if saved.is_file():
-        config_file = saved
-    if size not in SIZES:
-        raise UserError(f"unknown size {size!r}: there are {', '.join(SIZES)}")
-    config = gentler(SIZES[size]) if going_on else SIZES[size]
-    if config_file is not None:
-        config = config_from_dict(TextToImageConfig, read_json(config_file), str(config_file))
-    return config if seed is None else replace(config, seed=seed)

@@ -72,6 +72,21 @@ class DiffusersNames:
     def set_progress_bar_config(self, **options: Any) -> None:
         """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts, by Diffusers' names."""
+        names = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+        return {name: getattr(self, name) for name in names} | {"safety_checker": None, "feature_extractor": None}
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """For programs written for Diffusers: attention never holds all its weights at once here."""
+
+    def disable_attention_slicing(self) -> None:
+        """Likewise."""
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Likewise."""
+
     def enable_vae_slicing(self) -> None:
         """Decode and encode one picture at a time: several then take no more memory than one."""
         self.vae.enable_slicing()

@@ -26,7 +26,7 @@ from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
 from miniai.sd.tensor_names import text_encoder_names, vae_names
 from miniai.sd.tokenizer import CLIPTokenizer
-from miniai.sd.weight_files import read_part
+from miniai.sd.weight_files import has_variant, read_part
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -73,12 +73,14 @@ def read_folder(
 ) -> Components:
     """Read a model folder; its weights come in `dtype` on `device`, in `eval` mode.
 
-    `variant` ("fp16") is preferred where a part has it. Parts that miniai has no use for, such as a safety checker, are
-    left alone.
+    `variant` ("fp16") is preferred where a part has it, and one at least must. Parts that miniai has no use for, such
+    as a safety checker, are left alone.
     Raises UserError, naming file, cause and remedy, for anything missing, damaged, of another class or not fitting.
     """
     folder = Path(folder)
     _check_index(folder)
+    if variant is not None and not has_variant(folder, variant):
+        raise UserError(f"{folder} has no weights of variant {variant!r}: leave the variant out")
 
     def read_module(weights: str, build: Callable[[dict[str, Any], str], Module], rename: Names = dict) -> Module:
         part, stem = folder / Path(weights).parent, Path(weights).stem

@@ -7,6 +7,7 @@ StableDiffusionInpaintPipeline, so that equal seeds give equal pictures.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from miniai.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from miniai.nn.packed import is_packed, pack_weights
 
 # One picture or several. Arrays are (h, w, 3) or (n, h, w, 3), tensors (3, h, w) or (n, 3, h, w), in [0, 1]; a tensor
-# with negative numbers is taken to be in [-1, 1].
+# with negative numbers is taken to be in [-1, 1]. A mask is (h, w), (n, h, w), or of the same with one channel; of any
+# type, white from 0.5 on.
 ImageInput = Image.Image | np.ndarray | Tensor | Sequence[Image.Image] | Sequence[np.ndarray] | Sequence[Tensor]
 IMAGE_TO_IMAGE_STRENGTH, INPAINTING_STRENGTH = 0.8, 1.0  # Diffusers' defaults
 
@@ -52,11 +54,13 @@ def read_source(
     size: tuple[int | None, int | None],
     factor: int,
     latent_channels: int,
+    own_side: int,
 ) -> Source | None:
     """The pictures and the mask of a request; None without a picture.
 
     `size` is the height and width asked for, to which the pictures are resized; a side that is None is the first
-    picture's own, rounded down to a multiple of `factor`. A mask must be of the size of its picture.
+    picture's own, rounded down to a multiple of `factor`, or with a mask the model's `own_side`, as in Diffusers. A
+    mask must be of the size of its picture.
     Raises UserError for what is no picture, and for a picture and a mask that do not go together.
     """
     if image is None:
@@ -74,6 +78,7 @@ def read_source(
         return Source(image.float(), None, own, is_latent=True)
     items = _as_list(image, "image")
     own = _sides(items[0], "image")
+    size = size if mask_image is None else (size[0] or own_side, size[1] or own_side)
     height, width = (side - side % factor if asked is None else asked for asked, side in zip(size, own, strict=True))
     if min(height, width) < factor or height % factor or width % factor:
         raise UserError(f"a picture of {width}x{height} pixels cannot be painted: sides must be multiples of {factor}")
@@ -149,10 +154,8 @@ def _as_list(value: ImageInput, name: str) -> list[Image.Image] | list[Tensor]:
     if isinstance(items[0] if items else None, Image.Image) and all(isinstance(item, Image.Image) for item in items):
         return list(items)
     tensors: list[Tensor] = []
-    for item in items:
-        if isinstance(item, np.ndarray):
-            item = torch.from_numpy(item.astype(np.float32) if item.dtype == bool else item)
-            item = item.movedim(-1, -3) if item.ndim in (3, 4) else item
+    for given in items:
+        item: Any = _channels_first(given, is_mask=name == "mask_image")
         if not isinstance(item, Tensor) or not 2 <= item.ndim <= 4 or item.numel() == 0:
             raise UserError(f"{name} is no picture: give a PIL image, an array (h, w, 3) or a tensor (3, h, w)")
         tensors += list(item) if item.ndim == 4 else [item[None] if item.ndim == 2 else item]
@@ -163,6 +166,19 @@ def _as_list(value: ImageInput, name: str) -> list[Image.Image] | list[Tensor]:
     if any(tensor.shape != tensors[0].shape for tensor in tensors):
         raise UserError(f"{name}: the pictures of one request must be of one size")
     return tensors
+
+
+def _channels_first(item: Any, is_mask: bool) -> Any:
+    """An array as a tensor, a mask as numbers; several masks without their channel, (n, h, w), with it. What is neither
+    array nor tensor as it is."""
+    is_array = isinstance(item, np.ndarray)
+    tensor = torch.from_numpy(item) if is_array else item
+    if not isinstance(tensor, Tensor):
+        return item
+    tensor = tensor.float() if is_mask else tensor
+    if is_mask and tensor.ndim == 3 and tensor.shape[-1 if is_array else 0] != 1:
+        return tensor[:, None]
+    return tensor.movedim(-1, -3) if is_array and tensor.ndim in (3, 4) else tensor
 
 
 def _sides(item: Image.Image | Tensor, name: str) -> tuple[int, int]:

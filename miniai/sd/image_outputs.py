@@ -1,7 +1,7 @@
 """Painted pictures in the form asked for."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -26,14 +26,20 @@ class StableDiffusionOutput:
     images: list[Image.Image] | Tensor | np.ndarray
     nsfw_content_detected: list[bool] | None = None
 
+    def __getitem__(self, key: int | str) -> Any:
+        """By number or by name, as Diffusers' outputs: `output[0]`, `output["images"]`."""
+        return getattr(self, key) if isinstance(key, str) else (self.images, self.nsfw_content_detected)[key]
+
 
 def convert(images: Float[Tensor, "b 3 h w"], output_type: OutputType) -> list[Image.Image] | Tensor | np.ndarray:
     """Pictures in [-1, 1] in the form asked for; see `StableDiffusionOutput`."""
     if output_type == "pil":
         return to_pil(images)
     unit = (images / 2 + 0.5).clamp(0, 1).cpu()
-    if output_type == "pt":
-        return unit
-    if output_type == "np":
-        return unit.permute(0, 2, 3, 1).numpy()
-    raise UserError(f"unknown output_type {output_type!r}: there are pil, pt, np and latent")
+    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise UserError for a form that there is not."""
+    if output_type not in get_args(OutputType):
+        raise UserError(f"unknown output_type {output_type!r}: there are {', '.join(get_args(OutputType))}")

@@ -26,11 +26,12 @@ from miniai.sd.fast import ReusedDeepFeatures
 from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
-from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, convert
+from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
     check_shares,
     check_tensor_names,
+    check_whole,
     guidance_strength,
     noise_interval,
     spread_generators,
@@ -158,11 +159,17 @@ class StableDiffusionPipeline(DiffusersNames):
         """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""
         write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
 
-    def to(self, *device_or_dtype: str | torch.device | torch.dtype) -> "StableDiffusionPipeline":
+    def to(
+        self,
+        *device_or_dtype: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "StableDiffusionPipeline":
         """Move the networks to a device, or convert them to a dtype, in place."""
         checker = [] if self.safety_flags is None else [self.safety_flags.checker]
+        targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
         for module in (self.text_encoder, self.unet, self.vae, *checker):
-            for target in device_or_dtype:
+            for target in targets:
                 module.to(target)
         return self
 
@@ -178,6 +185,7 @@ class StableDiffusionPipeline(DiffusersNames):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
+        *,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -189,7 +197,6 @@ class StableDiffusionPipeline(DiffusersNames):
         num_images_per_prompt: int = 1,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
-        *,
         image: ImageInput | None = None,
         strength: int | float | None = None,
         mask_image: ImageInput | None = None,
@@ -210,8 +217,8 @@ class StableDiffusionPipeline(DiffusersNames):
         """Paint `num_images_per_prompt` pictures of each prompt.
 
         - negative_prompt: what the pictures should not be; one for all prompts, or one each. None is the empty text.
-        - height, width: in pixels, multiples of `vae.config.factor`; None is the size of `image`, or without one the
-          size that the model was trained on.
+        - height, width: in pixels, multiples of `vae.config.factor`; None is the size of `image`, or, without one or
+          with a mask, the size that the model was trained on, to which both are then resized, as in Diffusers.
         - guidance_scale: how strongly the prompt rules; 1 or less paints without guidance, in half the time.
         - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast, see `rescale_guided`.
         - sampler: a name that `find_sampler` knows; None is the one that the model's scheduler_config.json names.
@@ -238,6 +245,8 @@ class StableDiffusionPipeline(DiffusersNames):
         # 1. The text, as one vector per token: for each picture what it should be, and what it should not
         scale = guidance_strength(guidance_scale)
         check_shares(guidance_rescale=guidance_rescale, eta=eta)
+        check_whole(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
+        check_output_type(output_type)
         interval = noise_interval(guidance_interval)
         network = self.unet if cache_interval == 1 else ReusedDeepFeatures(self.unet, cache_interval, cache_branch_id)
         check_tensor_names(callback_on_step_end_tensor_inputs)
@@ -247,7 +256,8 @@ class StableDiffusionPipeline(DiffusersNames):
 
         # 2. A picture to start from, if there is one; the size; and a generator for each picture
         vae, n_images = self.vae.config, len(condition)
-        source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels)
+        own_side = self.unet.config.sample_size * vae.factor
+        source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels, own_side)
         shape = self.latent_shape(n_images, *(source.size if source else (height, width)))
         generators = spread_generators(generator, n_images)
 
@@ -328,7 +338,9 @@ class StableDiffusionPipeline(DiffusersNames):
         """Latents, scaled as the U-Net sees them, to pictures, float32 in about [-1, 1]."""
         images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).float()
         if not images.isfinite().all():
-            raise UserError(f"the picture came out as not-a-number in {self.dtype}: use float32 or bfloat16")
+            half = self.dtype == torch.float16
+            remedy = "use float32 or bfloat16" if half else "look for a prompt's weight or a guidance that is too large"
+            raise UserError(f"the picture came out as not-a-number in {self.dtype}: {remedy}")
         return images
 
 

@@ -59,7 +59,8 @@ def comfyui(prompt: str) -> list[list[Weighted]]:
     r"""ComfyUI's reading.
 
     (text) is 1.1 times as strong, nested they multiply; (text:1.3) is 1.3, whatever stands around it. Square brackets
-    are text, and so are round ones that are left open. \( \) are the characters themselves.
+    are text, and mostly so are round ones that do not match: after a ")" too many, as in "a smile :) (cat:1.3)", no
+    bracket counts. \( \) are the characters themselves.
     """
     hidden = prompt.replace("\\)", "\0").replace("\\(", "\1")
     shown = [(text.replace("\0", ")").replace("\1", "("), weight) for text, weight in _comfyui(hidden, 1.0)]
@@ -71,28 +72,34 @@ SYNTAXES = {"plain": plain, "a1111": a1111, "comfyui": comfyui}
 
 def _comfyui(text: str, weight: float) -> list[Weighted]:
     runs: list[Weighted] = []
-    start = 0  # of what is not in brackets
-    for opening, closing in _outer_brackets(text):
-        inner, factor = text[opening + 1 : closing], weight * _STEP
+    for part in _top_level(text):
+        if len(part) < 2 or (part[0], part[-1]) != ("(", ")"):
+            runs.append((part, weight))
+            continue
+        inner, factor = part[1:-1], weight * _STEP
         before, colon, number = inner.rpartition(":")
         if colon and before and (given := _finite(number)) is not None:
             inner, factor = before, given
-        runs += [(text[start:opening], weight), *_comfyui(inner, factor)]
-        start = closing + 1
-    return [*runs, (text[start:], weight)]
+        runs += _comfyui(inner, factor)
+    return runs
 
 
-def _outer_brackets(text: str) -> list[tuple[int, int]]:
-    """Where the outermost round brackets that are closed open and close."""
-    pairs: list[tuple[int, int]] = []
-    opened: list[int] = []
+def _top_level(text: str) -> list[str]:
+    """Brackets at depth 0, and what stands between them. A closing bracket too many lowers the depth below 0, from
+    where an opening one only comes back to it; whatever is left open goes to the end."""
+    parts, start, depth = [], 0, 0
     for place, char in enumerate(text):
         if char == "(":
-            opened.append(place)
-        elif char == ")" and opened:
-            opening = opened.pop()
-            pairs = [pair for pair in pairs if pair[0] < opening] + [(opening, place)]
-    return pairs
+            if depth == 0:
+                parts.append(text[start:place])
+                start = place
+            depth += 1
+        elif char == ")":
+            depth -= 1
+            if depth == 0:
+                parts.append(text[start : place + 1])
+                start = place + 1
+    return [part for part in (*parts, text[start:]) if part]
 
 
 def _finite(number: str) -> float | None:

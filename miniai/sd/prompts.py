@@ -61,11 +61,14 @@ class PromptReader:
             raise UserError("give either prompt or prompt_embeds")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise UserError("give either negative_prompt or negative_prompt_embeds")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [prompt] if isinstance(prompt, str) else None if prompt is None else list(prompt)
         n_prompts = len(prompts) if prompts is not None else 0 if prompt_embeds is None else len(prompt_embeds)
         if n_prompts == 0:
             raise UserError("there is nothing to paint: give at least one prompt")
-        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * n_prompts
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            negatives = [negative_prompt or ""] * n_prompts
+        else:
+            negatives = list(negative_prompt)
         n_negatives = len(negatives) if negative_prompt_embeds is None else len(negative_prompt_embeds)
         if n_negatives != n_prompts:
             raise UserError(f"{n_prompts} prompts and {n_negatives} negative prompts: give one, or one for each")

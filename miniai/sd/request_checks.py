@@ -15,6 +15,13 @@ def guidance_strength(guidance_scale: int | float) -> float:
     return max(1.0, float(guidance_scale))
 
 
+def check_whole(**numbers: object) -> None:
+    """Raise UserError for the first that is no whole number: 2.0 is none."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UserError(f"{name} {number!r} is not possible: give a whole number")
+
+
 def check_shares(**shares: int | float) -> None:
     """Raise UserError for the first that is not within 0 to 1."""
     for name, share in shares.items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
-from miniai.base.weights import give_weights, read_metadata, without_memory
+from miniai.base.weights import give_weights, is_safetensors, read_metadata, without_memory
 from miniai.diffusion.schedule import PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
@@ -57,6 +57,10 @@ _TOKENIZER_HOMES = (
     "stabilityai/stable-diffusion-2-base",
 )
 
+# Tensors that some files hold and painting does not need: of an autoencoder's training, and of CLIP's own comparison.
+_TRAINING_ALONE = ("loss.", "model_ema.")
+_BESIDE_PICTURES = {"text_projection.weight", "logit_scale"}
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -87,9 +91,10 @@ def read_single_file(
     is_2 = any(name.startswith(OPEN_CLIP) for name in tensors)
     unet = unet_from_ldm(under(UNET, tensors), where)
     text = text_from_open_clip(under(OPEN_CLIP, tensors)) if is_2 else text_encoder_names(under(CLIP, tensors))
+    text = {name: tensor for name, tensor in text.items() if name not in _BESIDE_PICTURES}
     if not text:
         raise UserError(f"{where} has no text encoder ({CLIP}... or {OPEN_CLIP}...): get a file that is whole")
-    notes = read_metadata(path) if path.suffix == ".safetensors" else {}
+    notes = read_metadata(path) if is_safetensors(path) else {}
     home = None if config is None else find_model(config)
     schedule = None if home is None else read_scheduler(home / SCHEDULER)
     kind = prediction_type or (schedule or {}).get("prediction_type") or predicts(unet, is_2, tensors, notes)
@@ -165,7 +170,8 @@ def _choose_vae(
 
 
 def _vae_from(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
-    renamed = vae_names(vae_from_ldm({name: t for name, t in tensors.items() if not name.startswith("loss.")}))
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING_ALONE)}
+    renamed = vae_names(vae_from_ldm(own))
     return _build(lambda: AutoencoderKL(vae_config(renamed, where)), renamed, where, dtype, device)
 
 
@@ -179,7 +185,7 @@ def _build(
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} has tensors that fit no Stable Diffusion model ({reason}): get it again") from error
-    give_weights(module, tensors, where, dtype, device)
+    give_weights(module, tensors, where, dtype, device, against="a Stable Diffusion model")
     return module.eval()
 
 

@@ -24,7 +24,9 @@ class Interrupted(Exception):  # noqa: N818 - a callback's wish, not an error
 
 def after_each_step(pipeline: Any, callback: StepCallback | None, sampler: Sampler, ladder: Ladder) -> Callback:
     """`callback` as samplers call theirs. It sees latents in the coordinates that Diffusers shows for this sampler:
-    x0 + sigma * eps for Euler and its relatives, that divided by sqrt(1 + sigma^2) for the others.
+    x0 + sigma * eps for Euler and its relatives, that divided by sqrt(1 + sigma^2) for the others. What it changes in
+    place counts as what it returns. It is called once a step, where Diffusers calls it once a call of the network (for
+    Heun, DPM2 and PNDM that is more often).
 
     Raises Interrupted if `pipeline._interrupt` is true after it.
     """
@@ -34,10 +36,12 @@ def after_each_step(pipeline: Any, callback: StepCallback | None, sampler: Sampl
     def after_step(i: int, x: Tensor, sigma: float, x0: Tensor) -> Tensor | None:
         scale = 1 / math.hypot(1, sigma) if sampler.rule.unit_start else 1.0
         seen = {"latents": x * scale, "denoised": x0}
+        version = seen["latents"]._version
         answer = callback(pipeline, i, float(ladder.timesteps[i]), dict(seen)) or {}
         changed = answer.get("latents", seen["latents"])
         if pipeline._interrupt:
             raise Interrupted(changed)
-        return None if changed is seen["latents"] else changed.to(x) / scale
+        is_same = changed is seen["latents"] and changed._version == version
+        return None if is_same else changed.to(x) / scale
 
     return after_step

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
-from miniai.base.weights import read_pickled_weights, read_weights
+from miniai.base.weights import is_safetensors, read_pickled_weights, read_weights
 
 
 def read_part(folder: Path, stem: str, variant: str | None, safetensors_only: bool) -> tuple[dict[str, Tensor], str]:
@@ -35,9 +35,14 @@ def read_part(folder: Path, stem: str, variant: str | None, safetensors_only: bo
     raise UserError(f"{wanted} is missing (there is {name}): {remedy}")
 
 
+def has_variant(folder: Path, variant: str) -> bool:
+    """Whether the weights of any part of the model in `folder` have a file of that variant."""
+    return any(f".{variant}." in path.name for path in folder.glob("*/*"))
+
+
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a PyTorch checkpoint by any other name."""
-    return read_weights(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
+    """The tensors of a safetensors file, by whatever name, or of a PyTorch checkpoint."""
+    return read_weights(path) if is_safetensors(path) else read_pickled_weights(path)
 
 
 def _candidates(folder: Path, stem: str, variant: str | None, safetensors_only: bool) -> list[Path]:

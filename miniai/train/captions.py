@@ -129,9 +129,8 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (max(size, round(edge * scale)) for edge in image.size)
     left, top = (width - size) // 2, (height - size) // 2
-    corners = (left, top, left + size, top + size)
-    factors = (image.width / width, image.height / height) * 2
-    box = tuple(edge * factor for edge, factor in zip(corners, factors, strict=True))
+    per_column, per_row = image.width / width, image.height / height
+    box = (left * per_column, top * per_row, (left + size) * per_column, (top + size) * per_row)
     return image.resize((size, size), Image.Resampling.LANCZOS, box=box)  # a thin one would be huge before the crop
 
 

@@ -1,5 +1,6 @@
 """Batches whose order and augmentation follow from (seed, epoch, index) alone: not from workers, not from a restart."""
 
+import inspect
 import signal
 import threading
 import weakref
@@ -161,7 +162,7 @@ class Loader:
     def _from_workers(self, epoch: int, chunks: Sequence[Tensor]) -> Iterator[Any]:
         keys = [[(epoch, index) for index in chunk.tolist()] for chunk in chunks]
         reading = None if self._reading is None else self._reading()
-        if reading is not None and reading.gi_frame is not None:
+        if reading is not None and inspect.getgeneratorstate(reading) != inspect.GEN_CLOSED:
             # Those batches are still being read, and torch's workers have one place that they read at: start others.
             return self._watched(self._started(self._new_workers(keep=False), keys))
         if self._workers is None:

@@ -152,10 +152,10 @@ def _put_back(learner: Learner, taking_part: Sequence[Callback]) -> Iterator[Non
         with torch.no_grad():
             for weight, value in weights:
                 weight.copy_(value)
-            for (own_buffers, name, buffer), value in zip(buffers, values, strict=True):
+            for (own_buffers, name, buffer), kept in zip(buffers, values, strict=True):
                 own_buffers[name] = buffer
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
+                if buffer is not None and kept is not None:
+                    buffer.copy_(kept)
         for weight, gradient in gradients:
             weight.grad = gradient
         optimizer.load_state_dict(optimizer_state)

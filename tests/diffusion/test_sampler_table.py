@@ -195,3 +195,25 @@ def test_the_calls_that_a_sampler_is_said_to_make_are_those_that_it_makes(name: 
     x = start_noise(1)
     SAMPLERS[name].function(denoiser, x, torch.linspace(9.0, 0.0, n_steps + 1), noise=lambda i: torch.zeros_like(x))
     assert n_calls(SAMPLERS[name], n_steps) == len(calls)
+
+
+FOREIGN = ["UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler", "SASolverScheduler", "DEISMultistepScheduler"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_schedule_of_a_file_for_another_scheduler_is_read(name: str) -> None:
+    usual = diffusers.DDIMScheduler(**STABLE_DIFFUSION, prediction_type="v_prediction")
+    values = dict(getattr(diffusers, name).from_config(usual.config).config)
+    config = schedule_config(values | {"_class_name": name}, SAMPLERS["euler"], "file")
+    assert (config.beta_start, config.beta_schedule, config.prediction_type) == (
+        STABLE_DIFFUSION["beta_start"],
+        STABLE_DIFFUSION["beta_schedule"],
+        "v_prediction",
+    )
+    with pytest.raises(UserError, match="unknown sampler"):
+        sampler_from_file(values | {"_class_name": name}, "file")
+
+
+def test_an_unknown_key_of_a_scheduler_of_ours_is_refused() -> None:
+    with pytest.raises(UserError, match="does not know surprise"):
+        schedule_config({"_class_name": "DDIMScheduler", "surprise": 1}, SAMPLERS["ddim"], "file")

@@ -36,3 +36,12 @@ def test_float32_takes_the_path_of_pytorch_exactly() -> None:
     x = torch.randn(2, 8, 4, 4)
     norm = GroupNorm(4, 8)
     assert torch.equal(norm(x), F.group_norm(x, 4, norm.weight, norm.bias, norm.eps))
+
+
+def test_one_picture_in_odd_strides_is_normalised_as_by_pytorch() -> None:
+    x = torch.randn(1, 8, 4, 4, dtype=torch.bfloat16).as_strided((1, 8, 4, 4), (7, 1, 32, 8)).requires_grad_()
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    norm = GroupNorm(2, 8).bfloat16()
+    wanted = torch.nn.functional.group_norm(x.detach().float(), 2).bfloat16()
+    torch.testing.assert_close(norm(x), wanted, rtol=0.02, atol=0.02)
+    norm(x).float().square().sum().backward()

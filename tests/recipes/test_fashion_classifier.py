@@ -165,5 +165,5 @@ def test_the_network_that_fid_is_judged_by_has_512_features_of_a_padded_picture(
     judge = load_classifier(tmp_path, CPU)
     assert judge.blocks(judge.conv_in(torch.zeros(2, 1, 32, 32))).shape == (2, 512, 1, 1)
     assert run([*command[:4], "--out", str(tmp_path / "other"), "--network", "deep"]) == 2
-    assert capsys.readouterr().err == "error: --network deep: there are pooled, six-level\n"
+    assert capsys.readouterr().err == "error: --network deep: there are pooled, wide, six-level\n"
     assert not (tmp_path / "other").exists()

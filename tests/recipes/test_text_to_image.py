@@ -4,12 +4,14 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -26,6 +28,7 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes import vae_stage
 from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
+from miniai.recipes.text_to_image_begin import sample_prompts
 from miniai.recipes.text_to_image_config import SIZES, SMALL, TINY, TextToImageConfig, finer
 from miniai.recipes.unet_stage import init_unet
 from miniai.recipes.vae_stage import CHANGES, VAEObjective, edge_error, permute_channels, standardise_latents, to_float
@@ -405,3 +408,65 @@ def test_the_unet_starts_by_predicting_nothing() -> None:
     unet = init_unet(UNet2DConditionModel(TINY.unet))
     out = unet(torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), torch.randn(2, 12, 32))
     assert out.abs().max() == 0
+
+
+def test_a_resume_takes_the_budget_that_the_training_was_begun_with(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_text_to_image(data, out, steps=1, size="tiny", stages=("vae",), device="cpu")
+    train_text_to_image(data, out, resume=True, stages=("clip",), device="cpu")
+    assert json.loads((out / "stages" / "clip" / "done.json").read_text())["steps"] == 1
+
+
+def test_a_finished_training_says_so_and_keeps_its_card(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (trained / "model" / "README.md").read_bytes()
+    train_text_to_image(data, trained, steps=50, resume=True, device="cpu")
+    assert f"give --init {trained / 'model'}" in capsys.readouterr().err
+    shutil.copytree(data, tmp_path / "other")
+    train_text_to_image(tmp_path / "other", trained, resume=True, device="cpu")
+    assert f"was begun on {data}" in capsys.readouterr().err
+    assert (trained / "model" / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"seed": 9}, "has seed 0, not 9"),
+        ({"size": "fine"}, "has other networks than --size fine"),
+        ({"minutes": -1.0}, "--minutes -1 is not possible"),
+        ({"minutes": float("nan")}, "--minutes nan is not possible"),
+        ({"steps": 0}, "--steps 0 is not possible"),
+    ],
+)
+def test_what_does_not_go_with_a_resume_is_refused(data: Path, trained: Path, wrong: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        train_text_to_image(data, trained, resume=True, device="cpu", **wrong)
+
+
+def test_a_refused_start_leaves_no_folder(data: Path, trained: Path, tmp_path: Path) -> None:
+    starts: list[dict[str, Any]] = [
+        {"minutes": -1.0},
+        {"steps": 1, "stages": ("unet",)},
+        {"steps": 1, "init": trained / "model", "size": "fine"},
+    ]
+    for wrong in starts:
+        with pytest.raises(UserError):
+            train_text_to_image(data, tmp_path / "out", device="cpu", **wrong)
+        assert not (tmp_path / "out").exists()
+
+
+def test_sample_grids_show_captions_of_the_data(data: Path) -> None:
+    captions = [[f"caption {i}", "another"] for i in range(40)]
+    shown = sample_prompts(data, captions)
+    assert (len(shown), shown[0], shown[-1]) == (16, "caption 0", "caption 37")
+    assert sample_prompts(data, captions[:3]) == ["caption 0", "caption 1", "caption 2"]
+
+
+def test_one_picture_is_enough_to_try_it(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "a.txt").write_text("a red square")
+    train_text_to_image(tmp_path / "one", tmp_path / "my out", steps=1, size="tiny", device="cpu")
+    card = (tmp_path / "my out" / "model" / "README.md").read_text()
+    assert f"--data {tmp_path / 'one'} --out '{tmp_path / 'my out'}' --steps 1" in card

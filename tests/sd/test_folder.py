@@ -89,6 +89,11 @@ def rename_weights(folder: Path) -> None:
     (folder / UNET_WEIGHTS).rename((folder / UNET_WEIGHTS).with_suffix(".bin"))
 
 
+def replace_by_junk(folder: Path) -> None:
+    rename_weights(folder)
+    (folder / UNET_WEIGHTS).with_suffix(".bin").write_bytes(b"junk" * 99)
+
+
 def change_tensor(name: str, tensor: str, value: torch.Tensor | None) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         tensors = {key: kept.clone() for key, kept in read_weights(folder / name).items() if key != tensor}
@@ -116,7 +121,7 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (remove("scheduler/scheduler_config.json"), "scheduler_config.json is missing"),
     (remove(UNET_CONFIG), "unet/config.json is missing"),
     (remove(UNET_WEIGHTS), "diffusion_pytorch_model.safetensors is missing"),
-    (rename_weights, "diffusion_pytorch_model.bin: it is damaged or no PyTorch checkpoint"),
+    (replace_by_junk, "diffusion_pytorch_model.bin: it is damaged or no PyTorch checkpoint"),
     (truncate(UNET_WEIGHTS), "unet/diffusion_pytorch_model.safetensors is truncated"),
     (truncate(TEXT_WEIGHTS), "text_encoder/model.safetensors is truncated"),
     (overwrite(VAE_WEIGHTS, LFS), "vae/diffusion_pytorch_model.safetensors is a git-LFS pointer"),

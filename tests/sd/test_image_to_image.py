@@ -11,7 +11,9 @@ from PIL import Image
 from sd_oracle import make_diffusers_pipeline, relative_error
 
 from miniai.base.errors import UserError
+from miniai.sd.image_outputs import check_output_type
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.request_checks import check_whole
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -173,6 +175,56 @@ def test_a_callback_sees_the_blended_latents_that_diffusers_shows(plain: Models)
         assert relative_error(here, there) < 1e-4
 
 
+def test_a_wrong_output_type_or_number_of_steps_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match="unknown output_type 'pillow': there are pil, pt, np, latent"):
+        check_output_type("pillow")
+    with pytest.raises(UserError, match=r"num_inference_steps 2\.0 is not possible: give a whole number"):
+        check_whole(num_images_per_prompt=1, num_inference_steps=2.0)
+
+
+def in_place_by_a_number(pipe: Any, step: int, timestep: float, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tensors["latents"] *= 0.9
+    return tensors
+
+
+def in_place_in_a_part(pipe: Any, step: int, timestep: float, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tensors["latents"][:, :, :4] = 0
+    return tensors
+
+
+@pytest.mark.parametrize("change", [in_place_by_a_number, in_place_in_a_part])
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_a_callback_may_change_latents_in_place(plain: Models, sampler: str, change: Any) -> None:
+    plain.assert_equal("from_text", sampler, prompt="a cat", callback_on_step_end=change)
+
+
+@pytest.mark.parametrize("sides", [(32, 24), (17, 23)])
+def test_within_a_mask_the_size_is_the_models_as_in_diffusers(
+    plain: Models, inpainting: Models, sides: tuple[int, int]
+) -> None:
+    for models in (plain, inpainting):
+        request = {"prompt": "a cat", "image": picture(*sides), "mask_image": mask(*sides)}
+        models.assert_equal("inpaint", **request)
+
+
+def test_masks_come_in_every_form_that_diffusers_takes(plain: Models) -> None:
+    two = np.stack([np.asarray(mask()), np.asarray(mask()).T]) > 127
+    pictures = [picture(), picture(seed=1)]
+    request: dict[str, Any] = {"prompt": "a cat", "image": pictures, "num_images_per_prompt": 2, "seeds": (3, 4)}
+    for form in (
+        two.astype(np.float32),
+        torch.from_numpy(two).float(),
+        (two * 255).astype(np.uint8),
+        two[:, None].astype(np.float32).transpose(0, 2, 3, 1),
+    ):
+        plain.assert_equal("inpaint", mask_image=form, **request)
+    same: dict[str, Any] = {"prompt": "a cat", "image": picture()}
+    one = plain.paint(**same, mask_image=mask(), generator=torch.Generator().manual_seed(0))
+    for form in (two[:1].astype(np.float32), torch.from_numpy(two[0]), two[0], torch.from_numpy(two[:1])):
+        again = plain.paint(**same, mask_image=form, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(again, one)
+
+
 @pytest.mark.parametrize("guidance_rescale", [0.7, 1.0])
 def test_guidance_rescale_gives_the_latents_of_diffusers(models: Models, guidance_rescale: float) -> None:
     models.assert_equal("from_text", "euler", prompt="a cat", guidance_rescale=guidance_rescale)
@@ -205,7 +257,8 @@ def test_vectors_in_place_of_texts_give_the_latents_of_diffusers(plain: Models) 
     [
         ({"mask_image": mask()}, "a mask needs a picture"),
         ({"image": picture(), "mask_image": mask(8, 16)}, "the mask has 8x16 pixels, the picture 16x16"),
-        ({"image": picture(), "mask_image": torch.zeros(3, 16, 16)}, "mask_image has 3 channels: give 1 channel"),
+        ({"image": picture(), "mask_image": torch.zeros(1, 3, 16, 16)}, "mask_image has 3 channels: give 1 channel"),
+        ({"image": picture(), "mask_image": torch.zeros(3, 16, 16)}, "3 masks for 1 pictures: give one"),
         ({"image": torch.zeros(1, 16, 16)}, "image has 1 channels: give 3 channels"),
         ({"image": np.zeros((16, 16, 3), np.uint8)}, "image holds whole numbers: divide by 255"),
         ({"image": [torch.zeros(3, 16, 16), torch.zeros(3, 8, 16)]}, "must be of one size"),

@@ -92,7 +92,9 @@ def test_break_begins_a_new_section_in_a1111s_reading_alone() -> None:
         ("[word]", [("[word]", 1.0)]),
         (r"\(word\)", [("(word)", 1.0)]),
         ("(open", [("(open", 1.0)]),
-        ("a) (b:2)", [("a) ", 1.0), ("b", 2.0)]),
+        ("a) (b:2)", [("a) (b:2)", 1.0)]),  # one that closes nothing takes the next pair's meaning
+        ("a) ((b:2)", [("a) (", 1.0), ("b", 2.0)]),
+        ("(a (b)", [("a (b", 1.1)]),  # nor does it see which of two was meant
         ("", [("", 1.0)]),
     ],
 )

@@ -17,6 +17,7 @@ from miniai.base.weights import read_weights, write_weights
 from miniai.sd.folder import TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS, Components, read_folder
 from miniai.sd.hub import cached_snapshot, default_cache, find_model
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.weight_files import read_file
 
 CPU = torch.device("cpu")
 HUB_ID = "someone/tiny-diffusion"
@@ -210,3 +211,13 @@ def test_the_network_is_asked_for_only_by_name_and_its_failure_is_a_user_error(
     with pytest.raises(UserError, match="cannot download someone/else") as caught:
         find_model("someone/else", cache_dir=cache, local_files_only=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_variant_that_no_part_has_is_refused(whole: Path) -> None:
+    with pytest.raises(UserError, match="has no weights of variant 'fp17': leave the variant out"):
+        StableDiffusionPipeline.from_pretrained(whole, variant="fp17")
+
+
+def test_a_safetensors_file_by_another_name_is_read_as_what_it_is(tmp_path: Path) -> None:
+    write_weights(tmp_path / "x.ckpt", {"a": torch.ones(2)})
+    assert torch.equal(read_file(tmp_path / "x.ckpt")["a"], torch.ones(2))
