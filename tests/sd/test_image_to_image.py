@@ -11,6 +11,7 @@ from PIL import Image
 from sd_oracle import make_diffusers_pipeline, relative_error
 
 from miniai.base.errors import UserError
+from miniai.diffusion.sampling import SAMPLERS
 from miniai.sd.image_outputs import check_output_type
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.request_checks import check_whole
@@ -44,7 +45,7 @@ class Models:
     def theirs(self, kind: str, sampler: str = "ddim", **request: Any) -> torch.Tensor:
         pipe = getattr(self, kind)
         options = {"skip_prk_steps": True} if sampler == "pndm" else {}
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(self.schedule, **options)
+        pipe.scheduler = getattr(diffusers, SAMPLERS[sampler].diffusers_class).from_config(self.schedule, **options)
         pipe.set_progress_bar_config(disable=True)
         return pipe(**{"output_type": "latent", "num_inference_steps": 5} | request).images
 

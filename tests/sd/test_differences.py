@@ -1,0 +1,94 @@
+"""Where our pictures differ from Diffusers' on purpose: each row of docs/differences-from-diffusers.md, as long as it
+is true."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sd_oracle import relative_error
+from test_image_to_image import Models, mask, picture
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("differences"), "epsilon")
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("zero_snr"), "zero_snr")
+
+
+def errors(models: Models, kind: str, sampler: str, seeds: tuple[int, ...] = (3,), **request: Any) -> list[float]:
+    """The relative error of each picture."""
+    made = []
+    for call in (models.theirs, lambda _, sampler, **given: models.paint(sampler=sampler, **given)):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generator = generators if len(seeds) > 1 else generators[0]
+        made.append(call(kind, sampler, generator=generator, prompt="a cat", **request))
+    return [relative_error(ours, theirs) for theirs, ours in zip(*made, strict=True)]
+
+
+@pytest.mark.parametrize(("n_steps", "strength"), [(5, 0.8), (10, 0.9), (20, 0.95)])
+def test_pndm_from_a_picture_with_one_step_left_out(plain: Models, n_steps: int, strength: float) -> None:
+    request = {"image": picture(), "strength": strength, "num_inference_steps": n_steps}
+    assert 0.003 < errors(plain, "from_image", "pndm", **request)[0] < 0.5
+
+
+def test_lms_from_a_picture(plain: Models) -> None:
+    request = {"image": picture(), "strength": 0.8, "num_inference_steps": 20}
+    assert 0.003 < errors(plain, "from_image", "lms", **request)[0] < 0.5
+
+
+@pytest.mark.parametrize("sampler", ["pndm", "heun", "lms", "dpm2"])
+def test_samplers_that_pass_zero_snr_over_in_diffusers(zero_snr: Models, sampler: str) -> None:
+    assert 0.003 < errors(zero_snr, "from_text", sampler, num_inference_steps=20)[0] < 0.5
+
+
+def test_dpm2_within_a_mask(plain: Models) -> None:
+    request = {"image": picture(), "mask_image": mask(), "num_inference_steps": 10}
+    assert 0.003 < errors(plain, "inpaint", "dpm2", **request)[0] < 0.5
+
+
+def test_within_a_mask_each_picture_has_a_seed_of_its_own(plain: Models) -> None:
+    request = {"image": picture(), "mask_image": mask(), "num_images_per_prompt": 2}
+    first, second = errors(plain, "inpaint", "ddim", (3, 4), **request)
+    assert first < 1e-4
+    assert second > 0.1
+    alone = plain.paint(prompt="a cat", image=picture(), mask_image=mask(), generator=torch.Generator().manual_seed(4))
+    both = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    again = plain.paint(prompt="a cat", **request, generator=both)[1:]
+    torch.testing.assert_close(again, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_within_a_mask_are_the_noise_that_is_put_on_the_picture(plain: Models) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    request = {"image": picture(), "mask_image": mask(), "strength": 0.6, "latents": latents}
+    assert errors(plain, "inpaint", "ddim", **request)[0] > 0.03
+
+
+def test_each_prompt_has_its_own_picture(plain: Models) -> None:
+    prompts, pictures = ["a cat", "a rocket"], [picture(), picture(seed=1)]
+    request: dict[str, Any] = {"prompt": prompts, "image": pictures, "num_images_per_prompt": 2}
+    generators = [[torch.Generator().manual_seed(seed) for seed in range(4)] for _ in range(2)]
+    theirs = plain.theirs("from_image", "ddim", **request, generator=generators[0])
+    assert relative_error(plain.paint(**request, generator=generators[1]), theirs) > 0.003
+    one = plain.paint(prompt="a cat", image=picture(), generator=torch.Generator().manual_seed(1))
+    again = plain.paint(**request, generator=[torch.Generator().manual_seed(seed) for seed in range(4)])
+    torch.testing.assert_close(again[1:2], one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("spacing", "n_steps"), [("trailing", 30), ("linspace", 20)])
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+def test_ddim_and_pndm_step_to_the_timestep_that_they_ask_at_next(
+    plain: Models, sampler: str, spacing: str, n_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain, "schedule", dict(plain.schedule) | {"timestep_spacing": spacing})
+    monkeypatch.setattr(plain.ours, "scheduler_config", plain.ours.scheduler_config | {"timestep_spacing": spacing})
+    assert 0.003 < errors(plain, "from_text", sampler, num_inference_steps=n_steps)[0] < 0.5
+
+
+def test_the_page_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "differences-from-diffusers.md").read_text()
+    assert page.count("\n| ") - 2 == 9
