@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.options import (
     Device,
@@ -83,6 +84,8 @@ def contact_sheet(
 ) -> None:
     """Paint many prompts on one labelled sheet, to be looked at."""
     generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
+    if out.suffix.lower() != ".png":
+        raise UserError(f"cannot write {out}: the sheet is a PNG file, give a name that ends in .png")
     check_writable(out)
     chosen: dict[str, Any] = {}
     if prompts is not None:

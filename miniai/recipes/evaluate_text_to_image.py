@@ -12,6 +12,7 @@ from PIL import Image
 
 from miniai.base.files import atomic_file, make_folder, write_json
 from miniai.base.images import grid, save_png
+from miniai.diffusion.sampling import find_sampler, sampler_from_file
 from miniai.recipes.contact_sheet import load_painter, paint
 from miniai.recipes.evaluation import Evaluation
 from miniai.recipes.generate_request import GUIDANCE_SCALE
@@ -20,6 +21,7 @@ from miniai.recipes.sheets import labelled_grid
 from miniai.train.captions import load_images
 
 N_SAMPLES, N_NEAREST = 64, 16  # pictures on the two sheets
+FEW = 256  # pictures, below which FID and KID say nothing
 SHARES = {
     "retrieval": "right caption of {k}",
     "retrieval_within_style": "right caption of {k}, all of the same style",
@@ -60,13 +62,15 @@ def evaluate_text_to_image(
         load_images(heldout, judge.image_size),
         load_images(folder.train, judge.image_size),
     )
+    own = sampler_from_file(pipeline.scheduler_config, str(asked.model))
+    method = own if sampler is None else find_sampler(sampler)
     results: dict[str, Any] = {
         "model": str(asked.model),
         "data": str(asked.data),
         "settings": {
             "n_steps": n_steps,
             "guidance_scale": guidance_scale,
-            "sampler": sampler or str(pipeline.scheduler_config.get("_class_name")),
+            "sampler": method.title,
             "seed": asked.seed,
             "device": str(pipeline.device),
         },
@@ -106,7 +110,8 @@ def markdown_table(results: dict[str, Any]) -> str:
     lines.append(f"| KID | {' | '.join(cells)} | | |")
     for key, name in (("feature", "nearest training picture, cosine distance"), ("pixel", "the same, by pixels, RMS")):
         lines.append(f"| {name} | {near['generated'][key]:.3f} | {near['real'][key]:.3f} | | |")
-    return "\n".join([*lines, "", NOTES.format(n=n)]) + "\n"
+    few = [] if n >= FEW else ["", f"{n} pictures are too few for FID and KID to mean anything: take {FEW} or more."]
+    return "\n".join([*lines, *few, "", NOTES.format(n=n)]) + "\n"
 
 
 def samples_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Image:

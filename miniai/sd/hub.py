@@ -42,7 +42,7 @@ def find_model(
             return found
         raise UserError(
             f"there is no folder {name}, and no model of that name in {cache} (revision {revision}): "
-            "check the path, or let it be downloaded with local_files_only=False"
+            "check the path, or download it (huggingface-cli download, or from_pretrained with local_files_only=False)"
         )
     return _download(str(name), revision, cache, variant)
 
