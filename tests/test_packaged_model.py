@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import miniai
 from miniai.base.images import read_parameters
 from miniai.diffusion.sampling import SAMPLERS
 from miniai.recipes.evaluator import SHIPPED, load_evaluator, refuse_own_clip
@@ -122,3 +123,8 @@ def test_the_shut_network_of_the_test_above_is_really_shut(tmp_path: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "the network was asked for" in done.stderr
+
+
+def test_it_is_found_by_name_from_any_folder() -> None:
+    assert miniai.packaged_model() == packaged_model()
+    assert (miniai.packaged_model() / "model_index.json").is_file()

@@ -36,8 +36,8 @@ def text_to_image(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Model folder to go on from: its text encoder, U-Net and decoder learn, its encoder only if --stages "
-            "names vae.",
+            help="Model folder to go on from, or the word packaged: its text encoder, U-Net and decoder learn, its "
+            "encoder only if --stages names vae.",
             show_default="nothing",
         ),
     ] = None,
@@ -67,6 +67,7 @@ def text_to_image(
 ) -> None:
     """Train a text-to-image model on captioned pictures, scaled and cropped to squares: a VAE, CLIP, a U-Net on the
     VAE's latents, then words and the decoder once more. Ctrl-C saves and stops; the same with --resume goes on."""
+    from miniai.recipes.generate_request import packaged_model
     from miniai.recipes.text_to_image import train_text_to_image as train
 
     with stage_stops():
@@ -77,7 +78,7 @@ def text_to_image(
             steps=steps,
             resume=resume,
             stages=None if stages is None else words(stages),
-            init=init,
+            init=packaged_model() if str(init) == "packaged" else init,
             size=size,
             config_file=config,
             seed=seed,
