@@ -148,7 +148,7 @@ def choose_targets(request: GenerateRequest) -> Targets:
     if out is None or out.is_dir():
         targets = _free_targets(out or Path(), _stem(request.prompt), request.n)
     else:
-        if not out.suffix:
+        if not out.suffix and not out.exists():
             raise UserError(f"there is no folder {out}: make it first, or give a name that ends in .png")
         if out.suffix.lower() != ".png":
             raise UserError(f"cannot write {out}: pictures are PNG files, give a name that ends in .png, or a folder")
