@@ -28,7 +28,7 @@ from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes.clip_stage import train_clip
 from miniai.recipes.decoder_stage import painted_latents, train_decoder
-from miniai.recipes.model_card import CARD, commands, data_card, write_model_card
+from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_begin import (
     BEGUN,
     NEEDS,
@@ -36,6 +36,7 @@ from miniai.recipes.text_to_image_begin import (
     check_budget,
     checked_stages,
     config_of,
+    is_written,
     sample_prompts,
     start_of_run,
 )
@@ -73,7 +74,7 @@ def train_text_to_image(
     """Train a text-to-image model on the captioned pictures in `data` and return the model folder, `out/model`.
 
     - minutes: of training in all, shared among `stages` as the config says; or steps: optimizer steps of each stage. A
-      resume that says neither takes what the training was begun with.
+      resume that says neither takes what the training was begun with, and `init` likewise.
     - resume: go on in a folder that holds a training; finished stages are kept as they are.
     - stages: which of `STAGES` to run (None: all); those before must have been finished.
     - init: a model folder to start from instead of from nothing: its tokenizer is kept as it is, its text encoder,
@@ -90,10 +91,12 @@ def train_text_to_image(
     """
     if n_launched() > 1:
         raise UserError("text-to-image trains in one process: start it without a launcher of several")
-    stages = checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
     kept = start_of_run(out, resume, data)
     if minutes is None and steps is None:
         minutes, steps = kept.get("minutes"), kept.get("steps")
+    if init is None and kept.get("init"):
+        init = Path(kept["init"])
+    stages = checked_stages(stages if stages is not None else STAGES if init is None else STAGES[2:])
     check_budget(minutes, steps)
     config = config_of(out, resume, size, config_file, seed, going_on=init is not None)
     torch_device = pick_device(device)
@@ -110,7 +113,8 @@ def train_text_to_image(
     make_folder(run.latents_path.parent)
     write_json(out / "config.json", config_to_dict(config))
     if not kept:
-        write_json(out / BEGUN, {"data": str(data), "minutes": minutes, "steps": steps})
+        begun = {"data": str(data), "minutes": minutes, "steps": steps, "init": None if init is None else str(init)}
+        write_json(out / BEGUN, begun)
     images = load_images(folder.train, config.image_size)
     captions = [list(item.captions) for item in folder.train]
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
@@ -123,7 +127,6 @@ def train_text_to_image(
         folder = out / "stages" / name
         return StageRun(name, folder, torch_device, budget, steps, sample_minutes, compiler=compiler)
 
-    n_finished = len(list((out / "stages").glob("*/done.json")))
     vae_run = stage_run("vae")
     if "vae" in stages and not vae_run.kept(run.vae_path):
         trained = train_vae(config, images, vae_run, None if start is None else start.vae)
@@ -161,7 +164,7 @@ def train_text_to_image(
         latents = Latents.load(run.latents_path)
         trained = train_decoder(config, images, latents.latents, run.painted(latents), run.vae(), decoder_run)
         run.save(trained, run.decoder_path)
-    if n_finished == len(list((out / "stages").glob("*/done.json"))) and (out / "model" / CARD).is_file():
+    if is_written(out):
         print(
             f"all of {out} was finished before: to train its model further, give --init {out / 'model'}, and another "
             "folder as --out",
@@ -169,19 +172,33 @@ def train_text_to_image(
         )
     elif {"unet", "words", "decoder"} & set(stages):
         write_folder(out / "model", run.components())
-        all_runs = (vae_run, clip_run, unet_run, words_run, decoder_run)
-        records = [stage.record() for stage in all_runs if stage.finished]
-        total = sum(record["minutes"] for record in records)
-        done = ("vae", *STAGES[2:]) if vae_run.finished else ()
-        card = data_card(data, len(images))
-        size = next((name for name, ready in SIZES.items() if replace(ready, seed=config.seed) == config), size)
-        options = [f"--size {size}"] if size != "small" else []
-        options += [f"--seed {config.seed}"] if config.seed else []
-        options += ["--compile"] if compiler else []
-        how_to = commands(data, out, total, steps, init, done, options)
-        write_model_card(out / "model", config, card, records, how_to, init=init)
+        runs = (vae_run, clip_run, unet_run, words_run, decoder_run)
+        _write_card(config, data, out, len(images), runs, steps, init, size, compiler)
         print(f"the model is in {out / 'model'}", file=sys.stderr)
     return out / "model"
+
+
+def _write_card(
+    config: TextToImageConfig,
+    data: Path,
+    out: Path,
+    n_images: int,
+    runs: Sequence[StageRun],
+    steps: int | None,
+    init: Path | None,
+    size: str,
+    compiler: str | None,
+) -> None:
+    """What the stages did, and the one command that does it again, beside the model."""
+    records = [stage.record() for stage in runs if stage.finished]
+    minutes = sum(record["minutes"] for record in records)
+    stages = ("vae", *STAGES[2:]) if runs[0].finished else ()
+    size = next((name for name, ready in SIZES.items() if replace(ready, seed=config.seed) == config), size)
+    options = [f"--size {size}"] if size != "small" else []
+    options += [f"--seed {config.seed}"] if config.seed else []
+    options += ["--compile"] if compiler else []
+    how_to = commands(data, out, minutes, steps, init, stages, options)
+    write_model_card(out / "model", config, data_card(data, n_images), records, how_to, init=init)
 
 
 class _Run:

@@ -10,6 +10,7 @@ from typing import Any
 from miniai.base.configs import config_from_dict
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
+from miniai.recipes.model_card import CARD
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig, gentler
 from miniai.recipes.unet_stage import SAMPLE_PROMPTS
 
@@ -38,6 +39,13 @@ def check_budget(minutes: float | None, steps: int | None) -> None:
         raise UserError(f"--minutes {minutes:g} is not possible: give a number above 0")
     if steps is not None and steps < 1:
         raise UserError(f"--steps {steps} is not possible: give a number above 0")
+
+
+def is_written(out: Path) -> bool:
+    """Whether `out/model` is of what the stages have made: its card, written last, is younger than all that."""
+    card = out / "model" / CARD
+    made = [path.stat().st_mtime_ns for path in (out / "stages").rglob("*.safetensors")]
+    return card.is_file() and bool(made) and max(made) < card.stat().st_mtime_ns
 
 
 def sample_prompts(data: Path, captions: Sequence[Sequence[str]]) -> list[str]:

@@ -417,6 +417,16 @@ def test_a_resume_takes_the_budget_that_the_training_was_begun_with(data: Path, 
     assert json.loads((out / "stages" / "clip" / "done.json").read_text())["steps"] == 1
 
 
+def test_a_resume_goes_on_from_the_model_that_the_training_was_begun_with(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train_text_to_image(data, out, steps=1, init=trained / "model", stages=("latents",), device="cpu")
+    train_text_to_image(data, out, resume=True, device="cpu")
+    assert sorted(path.name for path in (out / "stages").iterdir()) == ["decoder", "latents", "unet", "words"]
+    assert f"Trained on from `{trained / 'model'}`" in (out / "model" / "README.md").read_text()
+
+
 def test_a_finished_training_says_so_and_keeps_its_card(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,6 +437,15 @@ def test_a_finished_training_says_so_and_keeps_its_card(
     train_text_to_image(tmp_path / "other", trained, resume=True, device="cpu")
     assert f"was begun on {data}" in capsys.readouterr().err
     assert (trained / "model" / "README.md").read_bytes() == card
+
+
+def test_a_model_older_than_its_stages_is_written_again(data: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    os.utime(out / "stages" / "unet" / "unet.safetensors")  # as after a kill between a stage and the model
+    (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    train_text_to_image(data, out, resume=True, device="cpu")
+    assert_same_weights(out, trained)
 
 
 @pytest.mark.parametrize(
