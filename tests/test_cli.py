@@ -417,3 +417,39 @@ def test_weights_that_stand_under_the_name_of_a_variant_are_read_where_it_is_ask
     assert miniai("generate", "a cat", "--model", "half", "--variant", "fp16", "--out", "half.png").code == 0
     assert miniai("generate", "a cat", "--out", "whole.png").code == 0
     assert (pixels("half.png") == pixels("whole.png")).all()
+
+
+def test_a_png_says_every_setting_that_made_its_picture_another(miniai: Any) -> None:
+    Image.new("RGB", (16, 16), "orange").save("a start, wide.png")
+    Image.new("L", (16, 16), 255).save("mask.png")
+    outcome = miniai(
+        *(
+            "generate",
+            "a cat",
+            "--steps",
+            "4",
+            "--image",
+            "a start, wide.png",
+            "--mask",
+            "mask.png",
+            "--strength",
+            "0.5",
+        ),
+        *("--eta", "0.5", "--guidance-rescale", "0.3", "--prompt-syntax", "a1111", "--long-prompts", "chunks"),
+        *("--guidance-interval", "0.3", "5", "--cache-interval", "2", "--dtype", "float32", "--out", "a.png"),
+    )
+    assert outcome.code == 0
+    settings = read_parameters("a.png") or ""
+    for said in (
+        "Denoising strength: 0.5",
+        'Init image: "a start, wide.png"',
+        "Mask: mask.png",
+        "Eta: 0.5",
+        "CFG rescale: 0.3",
+        "Guidance interval: 0.3 to 5",
+        "Prompt syntax: a1111",
+        "Long prompts: chunks",
+        "Cache interval: 2",
+        "Data type: float32",
+    ):
+        assert f", {said}, " in settings
