@@ -36,6 +36,7 @@ class DiffusersNames:
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
     scheduler_config: dict[str, Any]
+    safety_flags: Any
     _interrupt = False  # a callback that sets it ends the run after its step, see `miniai.sd.step_callback`
 
     @property
@@ -74,9 +75,15 @@ class DiffusersNames:
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts, by Diffusers' names."""
+        """The parts, by Diffusers' names: another pipeline of the same parts is `Pipeline(**pipe.components)`."""
         names = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-        return {name: getattr(self, name) for name in names} | {"safety_checker": None, "feature_extractor": None}
+        parts = {name: getattr(self, name) for name in names}
+        return parts | {"safety_checker": self.safety_flags, "feature_extractor": None}
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any) -> Any:
+        """A pipeline of the same parts."""
+        return cls(**pipeline.components)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """For programs written for Diffusers: attention never holds all its weights at once here."""

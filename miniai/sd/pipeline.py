@@ -47,7 +47,9 @@ class StableDiffusionPipeline(DiffusersNames):
     """The parts of a Stable Diffusion model, and the call that paints with them.
 
     `scheduler_config` is the content of scheduler_config.json: the noise schedule that the U-Net was trained on, what
-    it predicts, and the sampler it is painted with unless another is asked for.
+    it predicts, and the sampler it is painted with unless another is asked for. In its place `scheduler` may be given,
+    another pipeline's or one of Diffusers', as `StableDiffusionImg2ImgPipeline(**pipe.components)` does; what follows
+    is there for such calls.
     """
 
     def __init__(
@@ -56,15 +58,24 @@ class StableDiffusionPipeline(DiffusersNames):
         text_encoder: CLIPTextModel,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        scheduler_config: dict[str, Any],
+        scheduler_config: dict[str, Any] | None = None,
         safety_flags: SafetyFlags | None = None,
+        *,
+        scheduler: Any = None,
+        safety_checker: SafetyFlags | None = None,
+        feature_extractor: None = None,
+        requires_safety_checker: bool = False,
     ) -> None:
+        if (scheduler_config is None) == (scheduler is None):
+            raise ValueError("a pipeline needs either scheduler_config or scheduler")
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.unet = unet
         self.vae = vae
-        self.scheduler_config = scheduler_config
-        self.safety_flags = safety_flags
+        self.scheduler_config = scheduler_config or {}
+        if scheduler is not None:
+            self.scheduler = scheduler
+        self.safety_flags = safety_flags or safety_checker
 
     @classmethod
     def from_pretrained(
