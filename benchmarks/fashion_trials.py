@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from miniai.nn.resnet import ResNetConfig
-from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
+from miniai.recipes.fashion_classifier import NETWORKS, FashionClassifierConfig, train_fashion_classifier
 from miniai.recipes.model_card import machine
 from miniai.train.fashion_mnist import LabelledImages, load_fashion_mnist
 
@@ -34,8 +33,8 @@ def staged(**changes: Any) -> FashionClassifierConfig:
     return replace(RECIPE, stage=replace(RECIPE.stage, **changes))
 
 
-def wide() -> FashionClassifierConfig:
-    return replace(RECIPE, model=ResNetConfig(block_out_channels=(64, 160, 320), stem_channels=24, dropout=0.0))
+def deep() -> FashionClassifierConfig:
+    return replace(RECIPE, model=replace(RECIPE.model, layers_per_block=2))
 
 
 TRIALS: dict[str, tuple[str, FashionClassifierConfig]] = {
@@ -47,7 +46,9 @@ TRIALS: dict[str, tuple[str, FashionClassifierConfig]] = {
     "rate-0.05": ("kernels' rate 0.05", replace(RECIPE, kernel_rate=0.05)),
     "sharp": ("labels are not smoothed", replace(RECIPE, label_smoothing=0.0)),
     "batch-128": ("batches of 128", staged(batch_size=128)),
-    "wide": ("levels of 64, 160, 320 channels", wide()),
+    "momentum": ("kernels' momentum 0.85 at rate 0.07", replace(RECIPE, kernel_momentum=0.85, kernel_rate=0.07)),
+    "wide": ("levels of 64, 160, 320 channels", NETWORKS["wide"]),
+    "deep": ("two residual blocks a level", deep()),
     "seed": ("another seed: what chance does", replace(RECIPE, seed=1)),
 }
 

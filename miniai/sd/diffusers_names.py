@@ -1,7 +1,7 @@
 """What programs written for Diffusers' pipelines ask of ours beside painting."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
+from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.prompts import PromptReader
+from miniai.sd.safety import SafetyFlags
 from miniai.sd.tokenizer import CLIPTokenizer
+
+Pipeline = TypeVar("Pipeline", bound="DiffusersNames")
 
 
 class SchedulerConfig(dict[str, Any]):
@@ -34,9 +38,10 @@ class DiffusersNames:
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler_config: dict[str, Any]
-    safety_flags: Any
+    safety_flags: SafetyFlags | None
     _interrupt = False  # a callback that sets it ends the run after its step, see `miniai.sd.step_callback`
 
     @property
@@ -70,6 +75,20 @@ class DiffusersNames:
         )
         return condition, negative if do_classifier_free_guidance else None
 
+    def to(
+        self: Pipeline,
+        *device_or_dtype: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """Move the networks to a device, or convert them to a dtype, in place."""
+        checker = [] if self.safety_flags is None else [self.safety_flags.checker]
+        targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
+        for module in (self.text_encoder, self.unet, self.vae, *checker):
+            for target in targets:
+                module.to(target)
+        return self
+
     def set_progress_bar_config(self, **options: Any) -> None:
         """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""
 
@@ -81,7 +100,7 @@ class DiffusersNames:
         return parts | {"safety_checker": self.safety_flags, "feature_extractor": None}
 
     @classmethod
-    def from_pipe(cls, pipeline: Any) -> Any:
+    def from_pipe(cls: type[Pipeline], pipeline: "DiffusersNames") -> Pipeline:
         """A pipeline of the same parts."""
         return cls(**pipeline.components)
 

@@ -170,20 +170,6 @@ class StableDiffusionPipeline(DiffusersNames):
         """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""
         write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
 
-    def to(
-        self,
-        *device_or_dtype: str | torch.device | torch.dtype,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "StableDiffusionPipeline":
-        """Move the networks to a device, or convert them to a dtype, in place."""
-        checker = [] if self.safety_flags is None else [self.safety_flags.checker]
-        targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
-        for module in (self.text_encoder, self.unet, self.vae, *checker):
-            for target in targets:
-                module.to(target)
-        return self
-
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
