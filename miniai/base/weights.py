@@ -93,8 +93,24 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def read_pickled_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a PyTorch checkpoint (.bin, .pt, .ckpt), on the CPU, mapped from the file where its form allows.
 
-    Where a training state holds them under `state_dict`, only they are returned. Only tensors and plain values are
-    unpickled, by torch's own restricted reader; a file that needs more is refused unread.
+    Where a training state holds them under `state_dict`, only they are returned. Raises UserError as `read_pickled`
+    does, and if the file holds anything else.
+    """
+    content = read_pickled(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = {name: value for name, value in content["state_dict"].items() if isinstance(value, Tensor)}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} is not a dictionary of tensors: get the weights as safetensors")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(f"{path} holds {others[0]}, which is no tensor: get the weights as safetensors")
+    return content
+
+
+def read_pickled(path: str | os.PathLike[str]) -> Any:
+    """What a file of `torch.save` holds: tensors, and plain values around them.
+
+    Only these are unpickled, by torch's own restricted reader; a file that needs more is refused unread.
     Raises UserError if the file is missing, damaged, a git-LFS pointer, a web page, or holds anything else.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
@@ -102,7 +118,7 @@ def read_pickled_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with open(path, "rb") as file:
             _refuse_what_is_no_weights(path, file.read(512))
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -114,14 +130,6 @@ def read_pickled_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         else:
             cause = "it is damaged or no PyTorch checkpoint: get the file again"
         raise UserError(f"cannot read {path}: {cause}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {name: value for name, value in content["state_dict"].items() if isinstance(value, Tensor)}
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path} is not a dictionary of tensors: get the weights as safetensors")
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise UserError(f"{path} holds {others[0]}, which is no tensor: get the weights as safetensors")
-    return content
 
 
 def _check_header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def generate(
         str | None,
         typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:STRENGTH]", help="LoRA to paint with, 1 as strong as it was trained; several: give it again."
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Learned word (textual inversion) for the prompt; several: give it again."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -143,6 +153,8 @@ def generate(
         guidance_interval=guidance_interval,
         cache_interval=cache_interval,
         compiled=compiled,
+        loras=tuple(generate_request.read_lora_option(one) for one in lora or ()),
+        embeddings=tuple(embedding or ()),
         vae_tiling=vae_tiling,
         vae_slicing=vae_slicing,
     )

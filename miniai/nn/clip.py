@@ -2,7 +2,7 @@
 with the names of transformers' CLIPTextModel, CLIPVisionModel and CLIPModel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -198,6 +198,15 @@ class CLIPTextModel(nn.Module):
     def forward(self, input_ids: Int[Tensor, "b n"]) -> CLIPTextOutput:
         """Token ids (b, n), n at most `max_position_embeddings`, to a vector for each token."""
         return self.text_model(input_ids)
+
+    @torch.no_grad()
+    def give_tokens(self, vectors: Float[Tensor, "n_tokens d"]) -> None:
+        """Know these tokens from now on, and no others: one vector for each id, converted to the own dtype."""
+        embeddings = self.text_model.embeddings
+        old = embeddings.token_embedding.weight
+        table = nn.Embedding.from_pretrained(vectors.to(old.device, old.dtype), freeze=not old.requires_grad)
+        embeddings.token_embedding = table.train(self.training)
+        self.config = self.text_model.config = replace(self.config, vocab_size=len(vectors))
 
 
 class CLIPVisionEmbeddings(nn.Module):

@@ -74,6 +74,21 @@ def unpack_weights(model: Module) -> Module:
     return model
 
 
+def read_weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer or a convolution, packed or not, in its plain form."""
+    weight = layer.plain_weight() if isinstance(layer, _Packed) else layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def write_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Give a linear layer or a convolution, packed or not, another weight, in place."""
+    if isinstance(layer, _Packed):
+        layer.take(weight)
+    else:
+        read_weight(layer).copy_(weight)
+
+
 def plus(layer: nn.Module, x: Tensor, addend: Tensor) -> Tensor:
     """layer(x) + addend, which has the shape of the result: in one pass over memory if `layer` is packed."""
     if isinstance(layer, _SUMMING) and layer.can_compute(x) and layer.can_compute(addend):

@@ -1,6 +1,7 @@
 """A prompt becomes PNG files: the recipe behind `miniai generate`."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from miniai.recipes.generate_request import (
     choose_targets,
     fresh_seed,
     packaged_model,
+    take_lora_tags,
 )
 from miniai.sd.folder import SCHEDULER
 from miniai.sd.image_inputs import painted_share, skipped_steps
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.textual_inversion import add_words, read_words
 
 BATCH_SIZE = 16  # pictures painted at once; more would only take more memory
 MS_PER_FRAME = 120
@@ -55,7 +58,7 @@ def generate(request: GenerateRequest) -> Painted:
     seed = fresh_seed() if request.seed is None else request.seed
 
     with memory_to_user_error():
-        images, steps = paint(pipe, request, seed, image, mask)
+        images, steps = paint(pipe, take_lora_tags(request), seed, image, mask)
 
     for i, path in enumerate(targets.singles or [targets.main]):
         save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
@@ -91,11 +94,25 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
         pipe = StableDiffusionPipeline.from_pretrained(
             model, dtype, device, vae=vae, variant=request.variant, safety_checker=None
         )
+    add_on(pipe, request)
     if request.vae_tiling:
         pipe.enable_vae_tiling()
     if request.vae_slicing:
         pipe.enable_vae_slicing()
     return pipe.compiled() if request.compiled else pipe
+
+
+def add_on(pipe: StableDiffusionPipeline, request: GenerateRequest) -> None:
+    """Give the model the LoRAs and learned words that are asked for."""
+    loras = take_lora_tags(request).loras
+    for path, _ in loras:
+        pipe.load_lora_weights(path, adapter_name=str(path))
+    if loras:
+        pipe.set_adapters([str(path) for path, _ in loras], [strength for _, strength in loras])
+    for path in request.embeddings:
+        words = read_words(path)
+        pipe.tokenizer = add_words(pipe.tokenizer, pipe.text_encoder, words)
+        print(f"{path}: write {', '.join(one.word for one in words)} in the prompt", file=sys.stderr)
 
 
 def paint(
@@ -193,6 +210,8 @@ def _further_settings(request: GenerateRequest) -> dict[str, str]:
         "Prompt syntax": request.prompt_syntax if request.prompt_syntax != "plain" else None,
         "Long prompts": request.long_prompts if request.long_prompts != "cut" else None,
         "Cache interval": f"{request.cache_interval}" if request.cache_interval > 1 else None,
+        "LoRA": ", ".join(f"{path.stem}:{strength:g}" for path, strength in take_lora_tags(request).loras) or None,
+        "Embeddings": ", ".join(path.stem for path in request.embeddings) or None,
         "VAE": None if request.vae is None else request.vae.name,
         "Variant": request.variant,
         "Data type": request.dtype if request.dtype != "auto" else None,

@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +21,7 @@ PROMPT_SYNTAXES = ("plain", "a1111", "comfyui")
 LONG_PROMPTS = ("cut", "chunks")
 PREDICTION_TYPES = ("epsilon", "v_prediction", None)
 MAX_SEED = 2**63 - 1
+_LORA_TAG = re.compile(r"<lora:([^:>]+)(?::([^:>]*))?>")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class GenerateRequest:
     - guidance_interval: the noise levels, as sigma, between which guidance acts; cache_interval: how many steps share
       the U-Net's deep features. Both make painting faster and the picture another.
     - vae_tiling, vae_slicing: decode in tiles, and one picture at a time, which takes less memory.
+    - loras: LoRA files or folders, each with its strength, 1 as it was trained; embeddings: files of learned words. In
+      the A1111 syntax <lora:NAME:0.8> in the prompt sets the strength of the LoRA whose file is called NAME.
     - compiled: have torch.compile write the U-Net's kernels, which takes minutes and makes each step faster.
     """
 
@@ -81,6 +84,8 @@ class GenerateRequest:
     guidance_interval: tuple[float, float] | None = None
     cache_interval: int = 1
     compiled: bool = False
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def check_request(request: GenerateRequest) -> None:
     if request.image is None and (request.strength is not None or request.mask is not None):
         option = "--strength" if request.mask is None else "--mask"
         raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")
+    take_lora_tags(request)
 
 
 def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> None:
@@ -127,6 +133,40 @@ def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> Non
     for name, value, low, high, unit in numbers:
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise UserError(f"{name} {value} is out of range: give {low} to {high} {unit}".rstrip())
+
+
+def read_lora_option(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH. Raises UserError for a strength that is no number."""
+    file, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        number = float(strength)
+    except ValueError:
+        return Path(text), 1.0  # a colon of the path's own
+    if not math.isfinite(number):
+        raise UserError(f"--lora {text}: the strength must be a number, such as 0.8")
+    return Path(file), number
+
+
+def take_lora_tags(request: GenerateRequest) -> GenerateRequest:
+    """The request with its prompt freed of A1111's tags, <lora:NAME:0.8>, and the strengths that they ask for.
+
+    Other syntaxes know no tags. Raises UserError for a name that is no --lora's, and a strength that is no number.
+    """
+    if request.prompt_syntax != "a1111":
+        return request
+    strengths: dict[str, float] = {}
+    names = {path.stem for path, _ in request.loras}
+    for name, strength in _LORA_TAG.findall(request.prompt):
+        if name not in names:
+            raise UserError(f"the prompt asks for the LoRA {name!r}: give its file, --lora {name}.safetensors")
+        try:
+            strengths[name] = float(strength or 1)
+        except ValueError as error:
+            raise UserError(f"<lora:{name}:{strength}> in the prompt: the strength must be a number") from error
+    loras = tuple((path, strengths.get(path.stem, strength)) for path, strength in request.loras)
+    return replace(request, prompt=_LORA_TAG.sub("", request.prompt), loras=loras)
 
 
 def fresh_seed() -> int:

@@ -47,6 +47,13 @@ class AddedTokens:
                 normalized = {normalise(name): self.ids[name] for name, t in self.tokens.items() if t.normalized}
                 yield from _cut(normalise(raw), normalized)
 
+    def whole(self, name: str) -> list[str]:
+        """The tokens that `name` stands for: those learned as one word are called name, name_1, name_2, …"""
+        names = [name]
+        while f"{name}_{len(names)}" in self.ids:
+            names.append(f"{name}_{len(names)}")
+        return names
+
 
 def _cut(text: str, ids: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
     """The leftmost token first, of several that start there the longest."""

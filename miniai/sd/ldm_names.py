@@ -83,6 +83,24 @@ def unet_from_ldm(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
     return {rename(name): tensor for name, tensor in tensors.items()}
 
 
+def ldm_names_of_unet(name: str, layers_per_block: int) -> list[str]:
+    """The other way round: what LDM's code calls a layer of Diffusers' U-Net. What doubles the size there stands behind
+    an attention, where the level has one: it may have either of two names."""
+    if ".resnets." in name:
+        name = _replace(name, {new: old for old, new in _RESNET.items()})
+    block = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)
+    if block is None:
+        return [_replace(name, {new: old for old, new in _UNET.items()})]
+    first = int(block[2]) * (layers_per_block + 1)
+    if block[3] == "downsamplers":
+        return [f"input_blocks.{first + layers_per_block + 1}.0.op"]
+    if block[3] == "upsamplers":
+        return [f"output_blocks.{first + layers_per_block}.{place}.conv" for place in (1, 2)]
+    number = first + int(block[4]) + (block[1] == "down")
+    side = "input" if block[1] == "down" else "output"
+    return [f"{side}_blocks.{number}.{int(block[3] == 'attentions')}.{block[5]}"]
+
+
 def vae_from_ldm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` without their prefix. The decoder counts levels the other way round; attention is by convolutions."""
     ups = [int(found[1]) for name in tensors if (found := re.match(r"decoder\.up\.(\d+)\.", name))]

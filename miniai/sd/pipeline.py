@@ -27,6 +27,7 @@ from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, writ
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
+from miniai.sd.lora import LoraNames
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
     check_shares,
@@ -38,12 +39,13 @@ from miniai.sd.request_checks import (
 )
 from miniai.sd.safety import SafetyFlags, has_safety_checker, read_safety_checker
 from miniai.sd.single_file import read_single_file, read_vae
-from miniai.sd.start import make_start
+from miniai.sd.start import latent_shape, make_start
 from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step
+from miniai.sd.textual_inversion import TextualInversionNames
 from miniai.sd.tokenizer import CLIPTokenizer
 
 
-class StableDiffusionPipeline(DiffusersNames):
+class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
     """The parts of a Stable Diffusion model, and the call that paints with them.
 
     `scheduler_config` is the content of scheduler_config.json: the noise schedule that the U-Net was trained on, what
@@ -163,6 +165,7 @@ class StableDiffusionPipeline(DiffusersNames):
         C++ compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
         unpack_weights(self.unet)
         on_gpu = self.device.type == "cuda"
+        self.is_compiled = True
         self.unet.compile(**({"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}))
         return self
 
@@ -210,6 +213,7 @@ class StableDiffusionPipeline(DiffusersNames):
         cache_interval: int = 1,
         cache_branch_id: int = 0,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> StableDiffusionOutput:
         """Paint `num_images_per_prompt` pictures of each prompt.
 
@@ -236,6 +240,7 @@ class StableDiffusionPipeline(DiffusersNames):
           less exact, and how many layers are not deep. See `ReusedDeepFeatures`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and end early: by raising `StopSampling`
           with the estimate of its step, by setting `_interrupt`, as in Diffusers, with the latents.
+        - cross_attention_kwargs: {"scale": 0.5} takes half of the strength of each LoRA that is active.
 
         Raises UserError for a request that cannot be met.
         """
@@ -247,6 +252,7 @@ class StableDiffusionPipeline(DiffusersNames):
         interval = noise_interval(guidance_interval)
         network = self.unet if cache_interval == 1 else ReusedDeepFeatures(self.unet, cache_interval, cache_branch_id)
         check_tensor_names(callback_on_step_end_tensor_inputs)
+        self.scale_lora(cross_attention_kwargs)
         reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
         texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
         condition, unconditional = (self.for_each_picture(text, num_images_per_prompt) for text in texts)
@@ -255,7 +261,7 @@ class StableDiffusionPipeline(DiffusersNames):
         vae, n_images = self.vae.config, len(condition)
         own_side = self.unet.config.sample_size * vae.factor
         source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels, own_side)
-        shape = self.latent_shape(n_images, *(source.size if source else (height, width)))
+        shape = latent_shape(self.unet, self.vae, n_images, *(source.size if source else (height, width)))
         generators = spread_generators(generator, n_images)
 
         # 3. The noise levels that the sampler will visit
@@ -315,17 +321,6 @@ class StableDiffusionPipeline(DiffusersNames):
         if n_each < 1:
             raise UserError("there is nothing to paint: ask for at least one picture")
         return vectors.to(self.device, self.dtype).repeat_interleave(n_each, dim=0)
-
-    def latent_shape(self, n_images: int, height: int | None, width: int | None) -> tuple[int, int, int, int]:
-        """(n_images, channels, height, width) of the latents for pictures of `height` by `width` pixels."""
-        factor = self.vae.config.factor
-        sides = []
-        for name, pixels in (("height", height), ("width", width)):
-            pixels = self.unet.config.sample_size * factor if pixels is None else pixels
-            if pixels < factor or pixels % factor:
-                raise UserError(f"{name} {pixels} is not possible: this model paints multiples of {factor} pixels")
-            sides.append(pixels // factor)
-        return n_images, self.vae.config.latent_channels, sides[0], sides[1]
 
     def encode_text(self, texts: list[str]) -> Float[Tensor, "b n d"]:
         """One vector for each token of each text."""

@@ -18,7 +18,14 @@ class Token:
 
 def section_tokens(tokenizer: CLIPTokenizer, section: list[Weighted]) -> list[Token]:
     """The tokens of one section, without start and end; each run of text is read by itself."""
-    return [Token(token_id, weight) for text, weight in section for token_id in tokenizer.encode(text)]
+    return [Token(token_id, weight) for text, weight in section for token_id in _whole_words(tokenizer, text)]
+
+
+def _whole_words(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """The tokens of a text, with all those of each learned word in the place of its first."""
+    added = tokenizer.added
+    several = {added.ids[name]: [added.ids[one] for one in added.whole(name)] for name in added.ids}
+    return [token_id for first in tokenizer.encode(text) for token_id in several.get(first, [first])]
 
 
 def into_chunks(tokenizer: CLIPTokenizer, sections: list[list[Token]]) -> list[list[Token]]:

@@ -139,7 +139,7 @@ def find_tokenizer(tokenizer: CLIPTokenizer | str | os.PathLike[str] | None, pad
     if pads_with_first and tokenizer.vocab.get("!") == 0 and tokenizer.pad_id != 0:
         added = tokenizer.added
         added = replace(added, ids=added.ids | {"!": 0}, tokens=added.tokens | {"!": AddedToken("!")}, pad="!")
-        return CLIPTokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.model_max_length, added)
+        return tokenizer.with_added(added)
     return tokenizer
 
 

@@ -90,6 +90,21 @@ def make_start(
     return Start(noise, x0, region=KnownRegion(mask, known, noise))
 
 
+def latent_shape(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, n_images: int, height: int | None, width: int | None
+) -> tuple[int, int, int, int]:
+    """(n_images, channels, height, width) of the latents for pictures of `height` by `width` pixels; None is the size
+    that the model was trained on."""
+    factor = vae.config.factor
+    sides = []
+    for name, pixels in (("height", height), ("width", width)):
+        pixels = unet.config.sample_size * factor if pixels is None else pixels
+        if pixels < factor or pixels % factor:
+            raise UserError(f"{name} {pixels} is not possible: this model paints multiples of {factor} pixels")
+        sides.append(pixels // factor)
+    return n_images, vae.config.latent_channels, sides[0], sides[1]
+
+
 def picture_latents(
     vae: AutoencoderKL, source: Source, generators: list[torch.Generator], n_each: int
 ) -> Float[Tensor, "b c h w"]:

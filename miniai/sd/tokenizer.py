@@ -101,6 +101,10 @@ class CLIPTokenizer:
         }
         write_json(folder / "tokenizer_config.json", config)
 
+    def with_added(self, added: AddedTokens) -> "CLIPTokenizer":
+        """The same vocabulary with other tokens beside it."""
+        return CLIPTokenizer(self.vocab, self.merges, self.model_max_length, added)
+
     def encode(self, text: str) -> list[int]:
         """All token ids of `text`, without start and end. A special token written in the text is that token."""
         ids: list[int] = []

@@ -116,3 +116,22 @@ inpaint = StableDiffusionInpaintPipeline.from_pretrained(out / "saved", safety_c
 inpaint.set_progress_bar_config(disable=True)
 result = inpaint("a rocket", image=start, mask_image=mask, num_inference_steps=4, generator=torch.manual_seed(6))
 result.images[0].save(out / "inpainted.png")
+
+torch.manual_seed(8)
+lora = {
+    f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.{layer}.lora_{part}.weight": torch.randn(size)
+    for layer in ("to_q", "to_out.0")
+    for part, size in (("A", (2, 16)), ("B", (16, 2)))
+}
+pipe.load_lora_weights(lora, adapter_name="style")
+pipe.load_textual_inversion(torch.randn(3, 16), token="<toy>")
+toy = {"prompt": "a <toy>", "num_inference_steps": 3, "output_type": "np"}
+for name, weight, scale in (("half", 0.5, 1.0), ("scaled", 1.0, 0.3)):
+    pipe.set_adapters(["style"], adapter_weights=[weight])
+    result = pipe(**toy, generator=torch.manual_seed(7), cross_attention_kwargs={"scale": scale})
+    np.save(out / f"lora_{name}.npy", result.images)
+pipe.fuse_lora(lora_scale=0.7)
+pipe.unload_lora_weights()
+np.save(out / "lora_fused.npy", pipe(**toy, generator=torch.manual_seed(7)).images)
+pipe.unload_textual_inversion()
+np.save(out / "word_gone.npy", pipe(**toy, generator=torch.manual_seed(7)).images)

@@ -4,10 +4,13 @@ is true."""
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from sd_oracle import relative_error
+from sd_oracle import make_diffusers_pipeline, relative_error
 from test_image_to_image import Models, mask, picture
+
+from miniai.sd.pipeline import StableDiffusionPipeline
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +21,23 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="module")
 def zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("zero_snr"), "zero_snr")
+
+
+Pair = tuple[diffusers.StableDiffusionPipeline, StableDiffusionPipeline]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Pair:
+    """The same model in Diffusers and here."""
+    make_diffusers_pipeline(tmp_path / "tokenizer", "epsilon").save_pretrained(tmp_path / "model")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    theirs.set_progress_bar_config(disable=True)
+    return theirs, StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+
+
+def paint(pipe: Any, prompt: str) -> torch.Tensor:
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return pipe(prompt, num_inference_steps=2, guidance_scale=2.0, latents=start, output_type="latent").images
 
 
 def errors(models: Models, kind: str, sampler: str, seeds: tuple[int, ...] = (3,), **request: Any) -> list[float]:
@@ -89,6 +109,48 @@ def test_ddim_and_pndm_step_to_the_timestep_that_they_ask_at_next(
     assert 0.003 < errors(plain, "from_text", sampler, num_inference_steps=n_steps)[0] < 0.5
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_a_single_step_starts_at_the_last_timestep(plain: Models, sampler: str) -> None:
+    request = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    assert errors(plain, "from_text", sampler, **request)[0] > 0.1
+    seen: list[float] = []
+    plain.paint(
+        prompt="a cat",
+        sampler=sampler,
+        callback_on_step_end=lambda _, i, t, tensors: seen.append(t) or tensors,
+        **request,
+    )
+    assert seen == [999.0]
+
+
+def test_a_learned_word_in_other_letters_is_all_of_its_vectors(models: Pair) -> None:
+    theirs, ours = models
+    for pipe in models:
+        pipe.load_textual_inversion(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), token="<toy>")
+    small, large = paint(ours, "a <toy>"), paint(ours, "a <TOY>")
+    assert torch.equal(small, large)
+    assert relative_error(small, paint(theirs, "a <toy>")) < 1e-4
+    assert relative_error(large, paint(theirs, "a <TOY>")) > 0.003
+
+
+def test_a_lora_of_new_and_old_names_counts_whole(models: Pair) -> None:
+    theirs, ours = models
+    torch.manual_seed(0)
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2"
+    new = {f"{layer}.to_q.lora_A.weight": torch.randn(2, 16), f"{layer}.to_q.lora_B.weight": torch.randn(16, 2)}
+    old = {f"{layer}.to_v.lora.down.weight": torch.randn(2, 16), f"{layer}.to_v.lora.up.weight": torch.randn(16, 2)}
+    as_new = {
+        name.replace(".lora.down", ".lora_A").replace(".lora.up", ".lora_B"): tensor for name, tensor in old.items()
+    }
+    theirs.load_lora_weights(new | as_new, adapter_name="new")
+    ours.load_lora_weights(new | old)
+    expected = paint(theirs, "a cat")
+    assert relative_error(paint(ours, "a cat"), expected) < 1e-4
+    theirs.delete_adapters("new")
+    theirs.load_lora_weights(new | old, adapter_name="mixed")
+    assert relative_error(paint(theirs, "a cat"), expected) > 0.003
+
+
 def test_the_page_has_a_row_for_each() -> None:
     page = (Path(__file__).parents[2] / "docs" / "differences-from-diffusers.md").read_text()
-    assert page.count("\n| ") - 2 == 9
+    assert page.count("\n| ") - 2 == 11

@@ -37,7 +37,7 @@ def test_a_program_written_for_diffusers_makes_the_same_with_its_import_changed(
     theirs = run(source, tmp_path / "model", tmp_path / "theirs")
     ours = run(source.replace(IMPORT, IMPORT.replace("diffusers", "miniai")), tmp_path / "model", tmp_path / "ours")
     names = sorted(path.name for path in theirs.glob("*.*") if path.suffix in (".png", ".npy"))
-    assert len(names) == 13
+    assert len(names) == 17
     for name in names:
         if name.endswith(".npy"):
             np.testing.assert_allclose(np.load(ours / name), np.load(theirs / name), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,133 @@
+"""Changes of a network's weights that are products of thin matrices (LoRA: Hu et al. 2021, arXiv 2106.09685)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from miniai.nn.packed import read_weight, write_weight
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """scale · up · down (Hu et al. 2021, section 4.1), for the weight of a linear layer or a convolution.
+
+    - down: (r, in) or, of a convolution, (r, in, k, l).
+    - up: (out, r) or (out, r, 1, 1).
+    - mid: (r, r, k, l), a convolution between two of 1×1 (LyCORIS calls it Tucker decomposition), or None.
+    - scale: what files give as alpha, over the rank r.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+    mid: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def fits_itself(self) -> bool:
+        """Whether the parts can be multiplied."""
+        pointwise = self.up.shape[2:] in ((), (1, 1)) and (self.mid is None or self.down.shape[2:] in ((), (1, 1)))
+        middle = (self.rank, self.rank) if self.mid is None else tuple(self.mid.shape[:2])
+        return pointwise and self.up.ndim > 1 and self.down.ndim > 1 and middle == (self.up.shape[1], self.rank)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the change: (out, in), or (out, in, k, l)."""
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return torch.Size((len(self.up), self.down.shape[1], *kernel))
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether this changes a weight of that shape: a matrix is as good as a 1×1 convolution."""
+        return self.fits_itself and _without_ones(self.shape) == _without_ones(weight.shape)
+
+    def delta(self) -> Float[Tensor, "d_out d_in *kernel"]:
+        """The change of the weight, in float32."""
+        up, down = self.up.float().flatten(1), self.down.float()
+        if self.mid is not None:
+            return self.scale * torch.einsum("oq,qrkl,ri->oikl", up, self.mid.float(), down.flatten(1))
+        return self.scale * torch.einsum("or,r...->o...", up, down)
+
+    def to(self, device: torch.device) -> "LowRank":
+        mid = None if self.mid is None else self.mid.to(device)
+        return LowRank(self.down.to(device), self.up.to(device), self.scale, mid)
+
+
+def _without_ones(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(shape[:2]) if shape[2:] in ((), (1, 1)) else tuple(shape)
+
+
+Change = Mapping[str, LowRank]  # layer of a network -> how its weight is changed
+
+
+@dataclass
+class Adapters:
+    """The changes that one network has been given, by name, and how far each is in its weights.
+
+    `apply` adds them to the weights themselves: painting then takes no longer than without. The weights as they were
+    are kept beside, for as long as any change is in them, and come back bit for bit.
+    """
+
+    loaded: dict[str, Change] = field(default_factory=dict)
+    strengths: dict[str, float] = field(default_factory=dict)  # of those that are active
+    fused: dict[str, float] = field(default_factory=dict)  # of those that are to stay, whatever is active
+    enabled: bool = True
+    _applied: dict[str, float] = field(default_factory=dict)
+    _originals: dict[str, Tensor] = field(default_factory=dict)
+
+    def wanted(self, scale: float = 1.0) -> dict[str, float]:
+        """How far each change is to be in the weights: the active ones `scale` times their strength."""
+        active = {name: scale * strength for name, strength in self.strengths.items() if self.enabled}
+        return {name: strength for name, strength in (active | self.fused).items() if strength != 0}
+
+    @torch.no_grad()
+    def apply(self, network: nn.Module, scale: float = 1.0) -> None:
+        """Bring the weights of `network`, packed or plain, to what is wanted of them, in place."""
+        wanted = self.wanted(scale)
+        if wanted == self._applied:
+            return
+        layers = {name for change in (*wanted, *self._applied) for name in self.loaded[change]}
+        for name in sorted(layers):
+            layer = network.get_submodule(name)
+            weight = read_weight(layer)
+            if name not in self._originals:
+                self._originals[name] = weight.clone()
+            original = self._originals[name].to(weight)
+            changes = [(by, self.loaded[one][name]) for one, by in wanted.items() if name in self.loaded[one]]
+            if not changes:
+                write_weight(layer, original)
+                del self._originals[name]
+                continue
+            total = original.float()
+            for by, change in changes:
+                total = total + by * change.to(weight.device).delta().view(weight.shape)
+            write_weight(layer, total.to(weight.dtype))
+        self._applied = wanted
+
+    @torch.no_grad()
+    def remove(self, network: nn.Module, names: set[str]) -> None:
+        """Forget changes; what is fused of them stays in the weights, for good."""
+        for name in names:
+            self.strengths.pop(name, None)
+        self.apply(network)
+        for name in names & set(self.fused):
+            strength = self.fused.pop(name)
+            del self._applied[name]
+            others = {layer for one in self._applied for layer in self.loaded[one]}
+            for layer, change in self.loaded[name].items():
+                original = self._originals.pop(layer)
+                if layer in others:
+                    delta = strength * change.to(original.device).delta().view(original.shape)
+                    self._originals[layer] = (original.float() + delta).to(original.dtype)
+        for name in names:
+            self.loaded.pop(name, None)
+
+
+def adapters_of(network: nn.Module) -> Adapters:
+    """Those of a network, the same object each time: they belong to it, whichever pipelines share it."""
+    return network.__dict__.setdefault("_adapters", Adapters())
