@@ -18,6 +18,7 @@ from miniai.cli import (  # noqa: F401 (some only add commands to `evaluate` and
     train,
     train_fashion,
     train_features,
+    train_personal,
 )
 from miniai.cli.generate import generate
 

@@ -16,9 +16,9 @@ def emoji(
     styles: Annotated[
         str | None,
         typer.Option(
-            help="Separated by commas: noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji; or "
-            "openmoji, alone.",
-            show_default="all but openmoji",
+            help="Separated by commas: noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji, "
+            "fluent-emoji-high-contrast; or openmoji, alone.",
+            show_default="all but the last two",
         ),
     ] = None,
     groups: Annotated[

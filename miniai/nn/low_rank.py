@@ -1,12 +1,18 @@
 """Changes of a network's weights that are products of thin matrices (LoRA: Hu et al. 2021, arXiv 2106.09685)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import read_weight, write_weight
 
 
@@ -131,3 +137,85 @@ class Adapters:
 def adapters_of(network: nn.Module) -> Adapters:
     """Those of a network, the same object each time: they belong to it, whichever pipelines share it."""
     return network.__dict__.setdefault("_adapters", Adapters())
+
+
+class LowRankLayer(nn.Module):
+    """A change that learns: what `layer`, a linear layer or a convolution, answers beside its own answer.
+
+    `down` begins as a linear layer's weights do, `up` at zero: nothing is changed yet (Hu et al. 2021, section 4.1).
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: int | float) -> None:
+        super().__init__()
+        d_out, *shape = layer.weight.shape
+        self.down = nn.Parameter(torch.empty(rank, *shape))
+        self.up = nn.Parameter(torch.zeros(d_out, rank))
+        self.scale = alpha / rank
+        self.convolution = isinstance(layer, nn.Conv2d)
+        self.stride: Any = getattr(layer, "stride", None)
+        self.padding: Any = getattr(layer, "padding", None)
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.convolution:
+            return self.scale * F.linear(F.linear(x, self.down), self.up)
+        thin = F.conv2d(x, self.down, stride=self.stride, padding=self.padding)
+        return self.scale * F.conv2d(thin, self.up[:, :, None, None])
+
+    def change(self) -> LowRank:
+        """As it stands now."""
+        return LowRank(self.down.detach(), self.up.detach(), self.scale)
+
+
+class LowRankLayers(nn.Module):
+    """Changes that learn, of all layers of `network` whose names end in one of `endings`; the network's own weights
+    stay as they are, and are no part of this module.
+
+    >>> network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> changes = LowRankLayers(network, ["0", "2"], rank=2)
+    >>> sum(weight.numel() for weight in changes.parameters())
+    36
+    >>> with changes.attached(network):
+    ...     network(torch.ones(3, 4)).sum().backward()
+    >>> changes["2"].up.grad is not None, network[2].weight.grad is None
+    (True, True)
+    """
+
+    def __init__(self, network: nn.Module, endings: Sequence[str], rank: int, alpha: int | float | None = None) -> None:
+        super().__init__()
+        network.requires_grad_(False)
+        found = [
+            (name, layer)
+            for name, layer in network.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{one}" for one in endings))
+        ]
+        if not found:
+            raise ValueError(f"no layer's name ends in {', '.join(endings)}")
+        self.names = [name for name, _ in found]
+        self.layers = nn.ModuleList(LowRankLayer(layer, rank, rank if alpha is None else alpha) for _, layer in found)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.layers[self.names.index(name)]
+
+    @contextmanager
+    def attached(self, network: nn.Module) -> Iterator[nn.Module]:
+        """`network` with the changes in its answers, inside the `with`; its layers must not be packed."""
+        layers: list[Any] = [network.get_submodule(name) for name in self.names]
+        try:
+            for layer, change in zip(layers, self.layers, strict=True):
+                layer.forward = partial(_with_change, layer, change)
+            yield network
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+
+    def changes(self) -> dict[str, LowRank]:
+        """As they stand now, for `Adapters`, or for a file."""
+        return {name: self[name].change() for name in self.names}
+
+
+def _with_change(layer: Any, change: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(x, layer.weight, layer.bias) + change(x)
+    both = F.linear(x, layer.weight, layer.bias) + change(x)
+    return layer.gated(both) if isinstance(layer, GatedLinear) else both

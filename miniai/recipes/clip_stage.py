@@ -10,6 +10,7 @@ from miniai.nn.clip import CLIPConfig, CLIPModel, contrastive_loss
 from miniai.recipes.text_to_image_config import TextToImageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.recipes.vae_stage import to_float
+from miniai.sd.prompt_chunks import cut_ids
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.data import TensorDataset
 
@@ -27,7 +28,7 @@ class CaptionTable:
             for text in texts:
                 numbers.setdefault(text, len(numbers))
         self.texts = list(numbers)
-        self.ids: Int[Tensor, "m window"] = tokenizer(self.texts)
+        self.ids: Int[Tensor, "m window"] = cut_ids(tokenizer, self.texts)
         self.lengths: Int[Tensor, " m"] = (self.ids == tokenizer.eos_id).int().argmax(1) + 1
         self.counts = torch.tensor([len(texts) for texts in captions])
         self.rows = torch.zeros(len(captions), int(self.counts.max()), dtype=torch.long)

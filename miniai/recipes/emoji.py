@@ -34,6 +34,7 @@ from miniai.recipes.emoji_concepts import (
 from miniai.recipes.emoji_folder import Picture, check_folder, falls_out, new_folder, render_all, write_metadata
 from miniai.recipes.emoji_sources import (
     EMOJIBASE,
+    FURTHER_STYLES,
     SEPARATE_STYLES,
     STYLES,
     Source,
@@ -91,7 +92,8 @@ def build_emoji(
     """Build the captioned emoji set in the folder `out`, whole or not at all.
 
     out: a new or empty folder, or one built here before, which is then replaced
-    styles: any of noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji; or openmoji, alone
+    styles: any of noto, noto-v1, twemoji, fluent-emoji, fluent-emoji-flat, emojione, fxemoji,
+        fluent-emoji-high-contrast; or openmoji, alone
     groups: emojibase groups or subgroups (patterns such as "food-*" too), or "core" for things without people,
         flags, letters, clock faces and buttons; None is everything
     size: edge of the square pictures, in pixels, 16 to 1024
@@ -107,7 +109,7 @@ def build_emoji(
     Raises UserError: unknown style or group, openmoji mixed with other styles, a folder that is someone else's,
     npm or resvg-py missing, no connection, a tarball that is not the pinned one.
     """
-    packages = {**STYLES, **SEPARATE_STYLES} if sources is None else dict(sources)
+    packages = {**STYLES, **FURTHER_STYLES, **SEPARATE_STYLES} if sources is None else dict(sources)
     _check_request(out, styles, size, n_jobs, packages)
     if not 1 <= everyday_weight <= MAX_WEIGHT:
         raise UserError(f"a weight of {everyday_weight} for everyday words is out of range; give 1 to {MAX_WEIGHT}")

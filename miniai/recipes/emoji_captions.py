@@ -26,6 +26,7 @@ STYLE_WORDS = {
     "fluent-emoji-flat": "fluent flat",
     "emojione": "emojione",
     "fxemoji": "fxemoji",
+    "fluent-emoji-high-contrast": "high contrast",
     "openmoji": "openmoji",
 }
 

@@ -82,6 +82,15 @@ STYLES: Mapping[str, Source] = {
     ),
 }  # fmt: skip
 
+# Not among those that the packaged model learned from, and so something that it can be taught.
+FURTHER_STYLES: Mapping[str, Source] = {
+    "fluent-emoji-high-contrast": _style(
+        "fluent-emoji-high-contrast", "1.2.6",
+        "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        "MIT", "Microsoft",
+    ),
+}  # fmt: skip
+
 # CC BY-SA: a folder of its own, on explicit request; no model here is ever trained on it.
 SEPARATE_STYLES: Mapping[str, Source] = {
     "openmoji": _style(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
-from miniai.base.weights import is_safetensors, read_metadata
+from miniai.base.weights import is_safetensors, read_metadata, write_weights
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.low_rank import LowRank
 from miniai.nn.packed import read_weight
@@ -204,3 +204,15 @@ def _only_file(folder: Path) -> Path:
         return files[0]
     some = "no file of weights" if not files else f"{len(files)} files of weights"
     raise UserError(f"{folder} has {some}: name the LoRA's file")
+
+
+def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, LowRank]]) -> None:
+    """Write the changes of each of PARTS as Diffusers does, in PEFT's names; each scale is put into its matrix."""
+    tensors: dict[str, Tensor] = {}
+    for part, of_part in changes.items():
+        for layer, change in of_part.items():
+            assert change.mid is None
+            up = change.up[:, :, None, None] if change.down.ndim == 4 and change.up.ndim == 2 else change.up
+            tensors[f"{part}.{layer}.lora_A.weight"] = change.down.contiguous()
+            tensors[f"{part}.{layer}.lora_B.weight"] = (change.scale * up).contiguous()
+    write_weights(path, tensors)

@@ -1,6 +1,11 @@
 """Prompts of any length as windows of tokens, each as long as the text encoder can read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from miniai.sd.prompt_weights import Weighted
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -54,6 +59,13 @@ def windows(tokenizer: CLIPTokenizer, chunks: list[list[Token]]) -> tuple[list[l
         ids.append([tokenizer.bos_id, *(t.token_id for t in chunk), tokenizer.eos_id, *[tokenizer.pad_id] * n_pad])
         weights.append([1.0, *(t.weight for t in chunk), 1.0, *[1.0] * n_pad])
     return ids, weights
+
+
+def cut_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Int[Tensor, "b window"]:
+    """The token ids of texts as they stand, each cut to one window, learned words with all their vectors."""
+    tokens = [section_tokens(tokenizer, [(text, 1.0)])[: tokenizer.model_max_length - 2] for text in texts]
+    ids, _ = windows(tokenizer, tokens)
+    return torch.tensor(ids, dtype=torch.int64).reshape(len(texts), tokenizer.model_max_length)
 
 
 def _phrase_end(chunk: list[Token], comma: int | None) -> int:

@@ -19,7 +19,7 @@ from miniai.recipes.emoji_captions import MAX_CAPTIONS, MAX_EVERYDAY, captions, 
 from miniai.recipes.emoji_concepts import Concept, Icon, choose, match_icons, plain_label, read_concepts
 from miniai.recipes.emoji_drawing import render
 from miniai.recipes.emoji_everyday import EVERYDAY
-from miniai.recipes.emoji_sources import EMOJIBASE, SEPARATE_STYLES, STYLES, Source, fetch
+from miniai.recipes.emoji_sources import EMOJIBASE, FURTHER_STYLES, SEPARATE_STYLES, STYLES, Source, fetch
 from miniai.train.captions import load_images, read_captioned_folder
 
 DISC = '<circle cx="16" cy="16" r="{}" fill="#d22"/>'
@@ -313,14 +313,14 @@ def test_the_data_card_names_counts_and_licences(packages: dict, tmp_path: Path)
 
 
 def test_every_pinned_package_has_a_whole_sha512_and_a_licence() -> None:
-    sources = [*STYLES.values(), *SEPARATE_STYLES.values(), EMOJIBASE]
-    assert len(sources) == 9
+    sources = [*STYLES.values(), *FURTHER_STYLES.values(), *SEPARATE_STYLES.values(), EMOJIBASE]
+    assert len(sources) == 10
     for source in sources:
         algorithm, digest = source.integrity.split("-", 1)
         assert algorithm == "sha512"
         assert len(base64.b64decode(digest, validate=True)) == 64
         assert source.licence
-    assert not any("SA" in source.licence for source in STYLES.values())
+    assert not any("SA" in source.licence for source in (*STYLES.values(), *FURTHER_STYLES.values()))
 
 
 def concepts() -> list[Concept]:
