@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from miniai.cli.options import Device, Resume, stage_stops
+from miniai.cli.options import Device, GuidanceScale, Resume, numbers, stage_stops
 from miniai.cli.train import app
 
 Out = Annotated[Path, typer.Option(help="Folder of the training, and of what is learned.")]
@@ -80,11 +80,11 @@ def lora(
 ) -> None:
     """Teach a model a style or a thing of your own, as a LoRA: a small file for 'miniai generate --lora', for Diffusers
     and for other programs."""
-    numbers: dict[str, Any] = {"rank": rank, "train_text": train_text, "flip": flip, "drop_text": drop_text}
-    numbers |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
-    numbers |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
-    numbers |= {"whole": whole, "timestep_shift": timestep_shift}
-    _train("lora", data, out, model, learning_rate, batch_size, numbers, steps, minutes, resume, device, sample_minutes)
+    values: dict[str, Any] = {"rank": rank, "train_text": train_text, "flip": flip, "drop_text": drop_text}
+    values |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
+    values |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
+    values |= {"whole": whole, "timestep_shift": timestep_shift}
+    _train("lora", data, out, model, learning_rate, batch_size, values, steps, minutes, resume, device, sample_minutes)
 
 
 @app.command()
@@ -114,12 +114,12 @@ def dreambooth(
 ) -> None:
     """Teach a model a thing of your own by all weights of its U-Net, and keep what it knows of that thing's class: the
     model is then in the subfolder 'model'."""
-    numbers: dict[str, Any] = {"train_text": train_text, "flip": flip, "drop_text": drop_text}
-    numbers |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
-    numbers |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
-    numbers |= {"whole": whole, "timestep_shift": timestep_shift}
+    values: dict[str, Any] = {"train_text": train_text, "flip": flip, "drop_text": drop_text}
+    values |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
+    values |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
+    values |= {"whole": whole, "timestep_shift": timestep_shift}
     budget = (steps, minutes, resume, device, sample_minutes)
-    _train("dreambooth", data, out, model, learning_rate, batch_size, numbers, *budget)
+    _train("dreambooth", data, out, model, learning_rate, batch_size, values, *budget)
 
 
 @app.command("textual-inversion")
@@ -151,11 +151,11 @@ def textual_inversion(
     """Teach a model a new word for a thing or a style of your own, and nothing else of it changes: a tiny file for
     'miniai generate --embedding', for Diffusers and for other programs."""
     prompts = prompt or ["{}", "a picture of {}"]
-    numbers: dict[str, Any] = {"word": word, "init_word": init_word, "n_vectors": vectors, "prompts": prompts}
-    numbers |= {"flip": flip, "image_size": image_size, "tokenizer": tokenizer, "seed": seed}
-    numbers |= {"whole": whole, "timestep_shift": timestep_shift}
+    values: dict[str, Any] = {"word": word, "init_word": init_word, "n_vectors": vectors, "prompts": prompts}
+    values |= {"flip": flip, "image_size": image_size, "tokenizer": tokenizer, "seed": seed}
+    values |= {"whole": whole, "timestep_shift": timestep_shift}
     budget = (steps, minutes, resume, device, sample_minutes)
-    _train("textual-inversion", data, out, model, learning_rate, batch_size, numbers, *budget)
+    _train("textual-inversion", data, out, model, learning_rate, batch_size, values, *budget)
 
 
 def _train(
@@ -165,7 +165,7 @@ def _train(
     model: Path | None,
     learning_rate: float | None,
     batch_size: int,
-    numbers: dict[str, Any],
+    values: dict[str, Any],
     steps: int | None,
     minutes: float | None,
     resume: bool,
@@ -178,10 +178,53 @@ def _train(
 
     stage = replace(STAGES[kind], batch_size=batch_size)
     stage = stage if learning_rate is None else replace(stage, learning_rate=learning_rate)
-    numbers["prompts"] = tuple(numbers["prompts"] or ())
-    numbers["tokenizer"] = None if numbers["tokenizer"] is None else str(numbers["tokenizer"])
-    config = PersonaliseConfig(kind, str(model or packaged_model()), stage, **numbers)
+    values["prompts"] = tuple(values["prompts"] or ())
+    values["tokenizer"] = None if values["tokenizer"] is None else str(values["tokenizer"])
+    config = PersonaliseConfig(kind, str(model or packaged_model()), stage, **values)
     budget: dict[str, Any] = {"steps": steps, "minutes": minutes, "resume": resume}
     with stage_stops():
         made = personalise(data, out, config, device=device, sample_minutes=sample_minutes, **budget)
     typer.echo(made)
+
+
+@app.command()
+def imagic(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="How it shall look.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the training, and of the edited pictures.")],
+    model: Base = None,
+    etas: Annotated[
+        str, typer.Option(help="How far to go from the picture, 0, to the text, 1: a picture for each.")
+    ] = "0,0.4,0.6,0.7,0.8,0.9,1",
+    vector_steps: Annotated[int, typer.Option(help="Steps in which the text's vectors come to the picture.")] = 200,
+    model_steps: Annotated[int, typer.Option(help="Steps in which the model learns the picture.")] = 300,
+    rank: Annotated[int, typer.Option(help="Of the model's changes; more can learn more.")] = 16,
+    guidance_scale: GuidanceScale = 2.5,
+    timestep_shift: Shift = 1.0,
+    tokenizer: TokenizerFolder = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Edit one picture by a text, such as a photo of a dog by 'a sitting dog'."""
+    from miniai.recipes.generate_request import packaged_model
+    from miniai.recipes.imagic import ImagicConfig
+    from miniai.recipes.imagic import imagic as edit
+
+    where = None if tokenizer is None else str(tokenizer)
+    config = ImagicConfig(
+        str(model or packaged_model()), prompt, rank=rank, timestep_shift=timestep_shift, tokenizer=where, seed=seed
+    )
+    with stage_stops():
+        sheet = edit(
+            image,
+            out,
+            config,
+            vector_steps=vector_steps,
+            model_steps=model_steps,
+            etas=numbers("--etas", etas),
+            guidance_scale=guidance_scale,
+            resume=resume,
+            device=device,
+        )
+    typer.echo(sheet)

@@ -32,6 +32,7 @@ from miniai.sd.lora_files import TEXT, UNET, write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.textual_inversion import FILE_STEM, LearnedWord, add_words
 from miniai.train.data import TensorDataset
+from miniai.train.distributed import n_launched
 
 LORA_FILE, WORD_FILE = "pytorch_lora_weights.safetensors", f"{FILE_STEM}.safetensors"
 N_SHOWN, SHOWN_STEPS, SHOWN_SCALE = 8, 20, 4.0
@@ -189,7 +190,7 @@ def personalise(
     """
     check_config(config, minutes, steps)
     place = pick_device(device)
-    pipe = load_model(config, place)
+    pipe = load_pipeline(config.model, config.tokenizer, place)
     with initial_weights(config.seed):
         model = MODELS[config.kind](pipe, config)
     own = read_own_pictures(data, config, pipe)
@@ -217,16 +218,18 @@ def result_of(config: PersonaliseConfig, out: Path) -> Path:
     return out / {"lora": LORA_FILE, "dreambooth": "model", "textual-inversion": WORD_FILE}[config.kind]
 
 
-def load_model(config: PersonaliseConfig, device: torch.device) -> StableDiffusionPipeline:
-    """The model in float32, to be trained."""
-    path = Path(config.model)
+def load_pipeline(model: str, tokenizer: str | None, device: torch.device) -> StableDiffusionPipeline:
+    """The model in float32, to be trained; `tokenizer` is for a single file, which has none."""
+    path = Path(model)
     if path.is_file():
-        return StableDiffusionPipeline.from_single_file(path, torch.float32, device, tokenizer=config.tokenizer)
+        return StableDiffusionPipeline.from_single_file(path, torch.float32, device, tokenizer=tokenizer)
     return StableDiffusionPipeline.from_pretrained(path, torch.float32, device, safety_checker=None)
 
 
 def check_config(config: PersonaliseConfig, minutes: float | None, steps: int | None) -> None:
     """Raise UserError for what cannot be trained, before anything is read."""
+    if n_launched() > 1:
+        raise UserError(f"{config.kind} learns in one process: start it without a launcher of several")
     if (minutes is None) == (steps is None):
         raise UserError("give either --minutes or --steps")
     if config.kind == "textual-inversion":

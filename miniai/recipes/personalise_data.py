@@ -39,7 +39,7 @@ class OwnPictures:
         make_folder(folder)
         paths = [folder / f"{i:04d}.png" for i in range(config.n_class)]
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
-        size = side_of(pipe, config)
+        size = side_of(pipe, config.image_size)
         with tqdm(total=len(missing), desc="painting the class", unit="picture", leave=False, disable=None) as bar:
             for first in range(0, len(missing), PAINTED_AT_ONCE):
                 these = missing[first : first + PAINTED_AT_ONCE]
@@ -67,7 +67,7 @@ def read_own_pictures(data: Path, config: PersonaliseConfig, pipe: StableDiffusi
         items = [CaptionedItem(path, said) for path in pictures_in(data)]
     else:
         items = list(read_captioned_folder(data).train)
-    images = load_images(items, side_of(pipe, config), whole=config.whole)
+    images = load_images(items, side_of(pipe, config.image_size), whole=config.whole)
     captions = [list(item.captions) for item in items]
     if config.flip:
         images, captions = torch.cat([images, images.flip(-1)]), captions * 2
@@ -86,10 +86,10 @@ def pictures_in(folder: Path) -> list[Path]:
     return paths
 
 
-def side_of(pipe: StableDiffusionPipeline, config: PersonaliseConfig) -> int:
+def side_of(pipe: StableDiffusionPipeline, image_size: int | None) -> int:
     """Of the square pictures, in pixels. Raises UserError for one that the model cannot paint."""
     factor = pipe.vae.config.factor
-    side = config.image_size or pipe.unet.config.sample_size * factor
+    side = image_size or pipe.unet.config.sample_size * factor
     if side < factor or side % factor:
         raise UserError(f"--image-size {side} is not possible: this model takes multiples of {factor} pixels")
     return side

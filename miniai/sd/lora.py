@@ -26,7 +26,6 @@ class LoraNames:
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
-    is_compiled = False
 
     def load_lora_weights(
         self,
@@ -132,7 +131,7 @@ class LoraNames:
         """Forget all LoRAs; the weights are again, bit for bit, what they were, but for what is fused."""
         self.delete_adapters(self._all_adapters())
 
-    def scale_lora(self, cross_attention_kwargs: Mapping[str, Any] | None) -> None:
+    def _scale_lora(self, cross_attention_kwargs: Mapping[str, Any] | None) -> None:
         """Before painting: {"scale": 0.5} takes half of each active LoRA's strength, for this time."""
         options = dict(cross_attention_kwargs or {})
         scale = options.pop("scale", 1.0)
@@ -166,7 +165,8 @@ class LoraNames:
                 raise UserError(f"there is no LoRA {name!r}: loaded are {', '.join(loaded) or 'none'}")
 
     def _check_changeable(self) -> None:
-        if self.is_compiled and self.unet.conv_in.weight.device.type == "cpu":
+        compiled = self.unet._compiled_call_impl is not None
+        if compiled and self.unet.conv_in.weight.device.type == "cpu":
             raise UserError("compiled kernels hold the weights as they were: load and set LoRAs before compiled()")
 
 

@@ -165,7 +165,6 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         C++ compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
         unpack_weights(self.unet)
         on_gpu = self.device.type == "cuda"
-        self.is_compiled = True
         self.unet.compile(**({"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}))
         return self
 
@@ -252,7 +251,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         interval = noise_interval(guidance_interval)
         network = self.unet if cache_interval == 1 else ReusedDeepFeatures(self.unet, cache_interval, cache_branch_id)
         check_tensor_names(callback_on_step_end_tensor_inputs)
-        self.scale_lora(cross_attention_kwargs)
+        self._scale_lora(cross_attention_kwargs)
         reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
         texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
         condition, unconditional = (self.for_each_picture(text, num_images_per_prompt) for text in texts)
