@@ -15,6 +15,7 @@ from miniai.cli.options import (
     GuidanceScale,
     HeldOut,
     Limit,
+    Lora,
     Model,
     Sampler,
     Steps,
@@ -81,6 +82,7 @@ def contact_sheet(
     evaluator: Annotated[
         Path | None, typer.Option(help="Folder of a CLIP whose features say so.", show_default="by pixels")
     ] = None,
+    lora: Lora = None,
 ) -> None:
     """Paint many prompts on one labelled sheet, to be looked at."""
     generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
@@ -106,6 +108,7 @@ def contact_sheet(
         zoom=zoom,
         nearest_in=nearest,
         evaluator=evaluator,
+        loras=[generate_request.read_lora_option(one) for one in lora or ()],
         **chosen,
     )
     typer.echo(path)

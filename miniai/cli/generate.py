@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, GuidanceInterval, GuidanceScale, Sampler, Steps
+from miniai.cli.options import Device, GuidanceInterval, GuidanceScale, Lora, Sampler, Steps
 from miniai.recipes import generate_request
 
 Side = Annotated[
@@ -47,12 +47,7 @@ def generate(
         str | None,
         typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[:STRENGTH]", help="LoRA to paint with, 1 as strong as it was trained; several: give it again."
-        ),
-    ] = None,
+    lora: Lora = None,
     embedding: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Learned word (textual inversion) for the prompt; several: give it again."),

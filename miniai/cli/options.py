@@ -31,6 +31,12 @@ Sampler = Annotated[
         show_default="the model's own",
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:STRENGTH]", help="LoRA to paint with, 1 as strong as it was trained; several: give it again."
+    ),
+]
 HeldOut = Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")]
 Evaluator = Annotated[
     Path | None,

@@ -49,6 +49,7 @@ def contact_sheet(
     zoom: int = 1,
     nearest_in: Path | None = None,
     evaluator: Path | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> Path:
     """Paint every prompt in every style and save one labelled PNG at `out`; a prompt's styles stand side by side.
 
@@ -57,12 +58,14 @@ def contact_sheet(
     - n_columns: prompts in a row; zoom: how many times as large as painted.
     - nearest_in: a folder of captioned pictures; below each painted one stands the training picture there that it is
       most like, by the features of the CLIP in `evaluator`, or by pixels if that is None.
+    - loras: what the model is given beside its own weights, each with its strength.
 
     Raises UserError: a folder that cannot be read; an evaluator that is the model's own CLIP, or without `nearest_in`.
     """
     if evaluator is not None and nearest_in is None:
         raise UserError("an evaluator finds the nearest pictures: name the folder they are in as well")
     pipeline = load_painter(model, device)
+    pipeline.paint_with(loras)
     texts = [in_style(prompt, style) for prompt in prompts for style in styles]
     judge = None if evaluator is None else load_evaluator(evaluator, pipeline.device)
     if judge is not None:

@@ -104,11 +104,7 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
 
 def add_on(pipe: StableDiffusionPipeline, request: GenerateRequest) -> None:
     """Give the model the LoRAs and learned words that are asked for."""
-    loras = take_lora_tags(request).loras
-    for path, _ in loras:
-        pipe.load_lora_weights(path, adapter_name=str(path))
-    if loras:
-        pipe.set_adapters([str(path) for path, _ in loras], [strength for _, strength in loras])
+    pipe.paint_with(take_lora_tags(request).loras)
     for path in request.embeddings:
         words = read_words(path)
         pipe.tokenizer = add_words(pipe.tokenizer, pipe.text_encoder, words)

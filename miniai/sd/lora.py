@@ -57,6 +57,13 @@ class LoraNames:
             adapters.loaded[name], adapters.strengths = change, {name: 1.0}
             adapters.apply(self._network(part))
 
+    def paint_with(self, loras: Sequence[tuple[str | os.PathLike[str], int | float]]) -> None:
+        """Read these files and paint with all of them, each as strongly as its number says."""
+        for path, _ in loras:
+            self.load_lora_weights(path, adapter_name=str(path))
+        if loras:
+            self.set_adapters([str(path) for path, _ in loras], [strength for _, strength in loras])
+
     def set_adapters(
         self, adapter_names: str | list[str], adapter_weights: Strength | list[Strength] | None = None
     ) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from miniai.base.errors import UserError
@@ -31,6 +32,7 @@ from miniai.sd.weight_files import read_file
 
 UNET, TEXT = "unet", "text_encoder"
 PARTS = (UNET, TEXT)
+_KOHYA = {UNET: "lora_unet_", TEXT: "lora_te_"}
 # What a folder's file is called, the likeliest first: by Diffusers, by PEFT.
 _NAMES = ("pytorch_lora_weights", "adapter_model")
 _ROLES = {
@@ -117,11 +119,11 @@ def layer_names(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict
     names: dict[str, tuple[str, str]] = {}
     for name in _layers(unet):
         ldm = ldm_names_of_unet(name, unet.config.layers_per_block)
-        flat = {f"lora_unet_{one.replace('.', '_')}" for one in (name, *ldm)}
+        flat = {f"{_KOHYA[UNET]}{one.replace('.', '_')}" for one in (name, *ldm)}
         names |= dict.fromkeys({name, f"{UNET}.{name}", *flat}, (UNET, name))
     for name in _layers(text_encoder):
         for own in (name, name.removeprefix("text_model.")):  # transformers 5 leaves it out
-            flat = {f"{start}{own.replace('.', '_')}" for start in ("lora_te_", "lora_te1_")}
+            flat = {f"{start}{own.replace('.', '_')}" for start in (_KOHYA[TEXT], "lora_te1_")}
             names |= dict.fromkeys({own, f"{TEXT}.{own}", *flat}, (TEXT, name))
     return names
 
@@ -207,12 +209,15 @@ def _only_file(folder: Path) -> Path:
 
 
 def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, LowRank]]) -> None:
-    """Write the changes of each of PARTS as Diffusers does, in PEFT's names; each scale is put into its matrix."""
+    """Write the changes of each of PARTS in the names of kohya-ss' scripts, which Diffusers and other programs read."""
     tensors: dict[str, Tensor] = {}
     for part, of_part in changes.items():
         for layer, change in of_part.items():
-            assert change.mid is None
+            name = f"{_KOHYA[part]}{layer.replace('.', '_')}"
             up = change.up[:, :, None, None] if change.down.ndim == 4 and change.up.ndim == 2 else change.up
-            tensors[f"{part}.{layer}.lora_A.weight"] = change.down.contiguous()
-            tensors[f"{part}.{layer}.lora_B.weight"] = (change.scale * up).contiguous()
+            tensors[f"{name}.lora_down.weight"] = change.down.contiguous()
+            tensors[f"{name}.lora_up.weight"] = up.contiguous()
+            tensors[f"{name}.alpha"] = torch.tensor(change.scale * change.rank)
+            if change.mid is not None:
+                tensors[f"{name}.lora_mid.weight"] = change.mid.contiguous()
     write_weights(path, tensors)

@@ -14,11 +14,13 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from sd_oracle import make_diffusers_pipeline, relative_error
+from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserError
 from miniai.nn.low_rank import LowRank, adapters_of
 from miniai.nn.packed import can_pack, is_packed
 from miniai.sd.ldm_names import ldm_names_of_unet, unet_from_ldm
+from miniai.sd.lora_files import write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
 
 UNET_LAYERS = [
@@ -348,6 +350,28 @@ def test_a_change_in_three_parts_is_three_convolutions_in_a_row() -> None:
     rows = torch.conv2d(torch.conv2d(torch.conv2d(x, down), mid, padding=1), up)
     assert change.shape == (7, 5, 3, 3)
     torch.testing.assert_close(torch.conv2d(x, change.delta(), padding=1), 0.5 * rows, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_written_is_read_here_and_in_diffusers(lora: Path, tmp_path: Path) -> None:
+    pipe = ours_with(lora, "kohya.safetensors")
+    networks = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    write_lora(tmp_path / "it.safetensors", {p: adapters_of(one).loaded["default_0"] for p, one in networks.items()})
+    theirs, ours = read_both(lora)
+    for one in (theirs, ours):
+        one.load_lora_weights(tmp_path / "it.safetensors")
+    assert same(weights_of(ours), weights_of(pipe))
+    assert relative_error(paint(ours), paint(theirs)) < 1e-4
+
+
+def test_three_parts_are_written_and_read(tmp_path: Path) -> None:
+    unet = tiny_pipeline().unet
+    torch.manual_seed(0)
+    change = LowRank(torch.randn(2, 8, 1, 1), torch.randn(8, 2, 1, 1), 0.5, torch.randn(2, 2, 3, 3))
+    write_lora(tmp_path / "it.safetensors", {"unet": {"down_blocks.0.resnets.0.conv2": change}})
+    pipe = tiny_pipeline()
+    pipe.load_lora_weights(tmp_path / "it.safetensors")
+    found = pipe.unet.down_blocks[0].resnets[0].conv2.weight - unet.down_blocks[0].resnets[0].conv2.weight
+    torch.testing.assert_close(found, change.delta(), rtol=1e-4, atol=1e-5)
 
 
 def first(lora: Path, n: int = 2) -> dict[str, torch.Tensor]:
