@@ -40,7 +40,8 @@ class LowRank:
         """Whether the parts can be multiplied."""
         pointwise = self.up.shape[2:] in ((), (1, 1)) and (self.mid is None or self.down.shape[2:] in ((), (1, 1)))
         middle = (self.rank, self.rank) if self.mid is None else tuple(self.mid.shape[:2])
-        return pointwise and self.up.ndim > 1 and self.down.ndim > 1 and middle == (self.up.shape[1], self.rank)
+        matrices = self.up.ndim > 1 and self.down.ndim > 1 and self.rank > 0
+        return pointwise and matrices and middle == (self.up.shape[1], self.rank)
 
     @property
     def shape(self) -> torch.Size:

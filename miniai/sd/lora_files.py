@@ -9,6 +9,7 @@ Diffusers   unet.….attn1.to_q.lora.down.weight; unet.….attn1.processor.to_q_
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -163,6 +164,8 @@ def _change(file: LoraFile, layer: str, tensors: Mapping[str, Tensor], weight: T
             f"{file.where} changes {layer} by {sizes}, whose weight has shape {tuple(weight.shape)}: it is for another "
             "model"
         )
+    if "alpha" in tensors and tensors["alpha"].numel() != 1:
+        raise UserError(f"{file.where}: alpha of {layer} is no single number: get the file again")
     scale = tensors["alpha"].item() / change.rank if "alpha" in tensors else _noted_scale(file, layer, change.rank)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(f"{file.where} holds numbers that are not finite ({layer}): get the file again")
@@ -176,11 +179,17 @@ def _noted_scale(file: LoraFile, layer: str, rank: int) -> float:
              if key.startswith(f"{part}.")}  # fmt: skip
     if notes.get("use_dora"):
         raise UserError(f"{file.where} is a DoRA: miniai reads LoRA and LoCon")
-    alpha = notes.get("lora_alpha", rank)
-    for pattern, own in (notes.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            alpha = own
-    return alpha / (rank**0.5 if notes.get("use_rslora") else rank)
+    try:
+        alpha = notes.get("lora_alpha", rank)
+        for pattern, own in (notes.get("alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", name):
+                alpha = own
+        scale = alpha / (rank**0.5 if notes.get("use_rslora") else rank)
+        if not math.isfinite(scale):
+            raise ValueError(f"alpha {alpha}")
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise UserError(f"{file.where}: what it says of alpha cannot be read ({error}): get the file again") from error
+    return scale
 
 
 def _notes(path: Path) -> dict[str, Any]:
@@ -188,12 +197,19 @@ def _notes(path: Path) -> dict[str, Any]:
     beside = path.parent / "adapter_config.json"
     if path.stem == "adapter_model" and beside.is_file():
         config = read_json(beside)
-        notes: Any = {f"{part}.{key}": value for part in PARTS for key, value in dict(config).items()}
-    elif is_safetensors(path):
-        notes = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
-    else:
-        notes = {}
-    return notes
+        return {f"{part}.{key}": value for part in PARTS for key, value in _object(config, beside).items()}
+    if not is_safetensors(path):
+        return {}
+    try:
+        return _object(json.loads(read_metadata(path).get("lora_adapter_metadata", "{}")), path)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its lora_adapter_metadata is no JSON: get the file again") from error
+
+
+def _object(values: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object of PEFT's settings; get the file again")
+    return values
 
 
 def _only_file(folder: Path) -> Path:

@@ -385,6 +385,8 @@ BAD: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
     "width": (lambda t: {n: torch.cat([v, v]) if "lora_B" in n else v for n, v in t.items()}, "for another model"),
     "rank": (lambda t: {n: torch.cat([v, v]) if "lora_A" in n else v for n, v in t.items()}, "for another model"),
     "flat": (lambda t: {n: v.flatten() for n, v in t.items()}, "for another model"),
+    "no rank": (lambda t: {n: v[:0] if "lora_A" in n else v[:, :0] for n, v in t.items()}, "for another model"),
+    "alpha": (lambda t: t | {f"{list(t)[0].split('.lora')[0]}.alpha": torch.ones(2)}, "is no single number"),
     "infinite": (lambda t: {n: v / 0 for n, v in t.items()}, "not finite"),
     "no lora": (lambda t: t | {"unet.conv_in.weight": torch.ones(1)}, "no part of a LoRA"),
     "dora": (lambda t: t | {"unet.conv_in.lora_magnitude_vector": torch.ones(1)}, "is a DoRA"),
@@ -403,6 +405,34 @@ def test_a_lora_that_does_not_fit_is_one_line_and_changes_nothing(lora: Path, wh
     assert "\n" not in str(error.value)
     assert same(weights_of(pipe), before)
     assert pipe.get_list_adapters() == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"r": 3, "lora_alpha": "much"}', "what it says of alpha cannot be read"),
+        ('{"lora_alpha": 6, "alpha_pattern": {"(": 2}}', "what it says of alpha cannot be read"),
+        ('{"lora_alpha": 6, "alpha_pattern": [2]}', "what it says of alpha cannot be read"),
+        ('{"lora_alpha": 1e999}', "what it says of alpha cannot be read"),
+        ('{"use_dora": true}', "is a DoRA"),
+        ("[1]", "expected a JSON object"),
+        ("{", "adapter_config.json"),
+    ],
+)
+@pytest.mark.parametrize("in_header", [False, True])
+def test_settings_that_cannot_be_read_are_one_line(
+    lora: Path, tmp_path: Path, config: str, said: str, in_header: bool
+) -> None:
+    tensors = {n.replace("unet.", "base_model.model."): t for n, t in first(lora).items()}
+    notes = config.replace('"r"', '"unet.r"').replace('"lora', '"unet.lora').replace('"alpha', '"unet.alpha')
+    metadata = {"lora_adapter_metadata": notes.replace('"use', '"unet.use')} if in_header else None
+    save_file(tensors, tmp_path / f"{'it' if in_header else 'adapter_model'}.safetensors", metadata)
+    if not in_header:
+        (tmp_path / "adapter_config.json").write_text(config)
+    pipe = StableDiffusionPipeline.from_pretrained(lora / "model")
+    with pytest.raises(UserError, match="no JSON" if in_header and config == "{" else said) as error:
+        pipe.load_lora_weights(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_asked_of_loras_that_are_not_there_is_one_line(lora: Path, tmp_path: Path) -> None:
