@@ -41,9 +41,12 @@ def pictures() -> torch.Tensor:
 
 def test_at_first_nothing_is_changed() -> None:
     network = Network()
-    with LowRankLayers(network, ALL, rank=2).attached(network):
+    changes = LowRankLayers(network, ALL, rank=64)
+    with changes.attached(network):
         inside = network(pictures())
     assert torch.equal(inside, network(pictures()))
+    for layer in changes.layers:  # as PEFT's: uniform within 1 / sqrt(fan_in)
+        assert 0.95 < layer.down.abs().max() * layer.down[0].numel() ** 0.5 <= 1
 
 
 def test_what_is_learned_is_what_is_added_to_the_weights() -> None:

@@ -178,6 +178,7 @@ def test_weights_are_bit_for_bit_what_they_were(how: str, dtype: torch.dtype, lo
     assert not same(weights_of(pipe), before)
     UNDO[how](pipe)
     assert same(weights_of(pipe), before)
+    assert not any(adapters_of(part)._originals for part in (pipe.unet, pipe.text_encoder))  # no memory is held
 
 
 @pytest.fixture(scope="module")
