@@ -5,11 +5,13 @@ python benchmarks/attention_backward.py
 
 import statistics
 import time
+from datetime import date
 
 import torch
 import torch.nn.functional as F
 
 from miniai.nn.layers import attend
+from miniai.recipes.model_card import machine
 
 # (batch, heads, queries, dimensions), keys: self- and cross-attention of the shipped U-Net, and a longer sequence
 SHAPES = (((64, 5, 64, 32), 64), ((64, 5, 64, 32), 32), ((64, 9, 16, 32), 32), ((16, 5, 256, 32), 256))
@@ -17,7 +19,8 @@ SHAPES = (((64, 5, 64, 32), 64), ((64, 5, 64, 32), 32), ((64, 9, 16, 32), 32), (
 
 def main(repeats: int = 9) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, median of {repeats} runs in turn, forward and backward\n")
+    how = f"median of {repeats} runs in turn, forward and backward"
+    print(f"`python benchmarks/attention_backward.py`, {date.today()}, {machine()}: {how}\n")
     print("| queries | keys | fused, ms | products, ms | ratio |\n| --- | --- | ---: | ---: | ---: |")
     for shape, n_keys in SHAPES:
         q = torch.randn(shape).bfloat16().requires_grad_()

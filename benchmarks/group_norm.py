@@ -5,18 +5,20 @@ python benchmarks/group_norm.py
 
 import statistics
 import time
+from datetime import date
 
 import torch
 import torch.nn.functional as F
 
 from miniai.nn.group_norm import GroupNorm
+from miniai.recipes.model_card import machine
 
 SHAPES = (((24, 16, 64, 64), 8), ((24, 48, 32, 32), 8), ((24, 96, 16, 16), 8), ((64, 160, 8, 8), 32))
 
 
 def main(repeats: int = 9) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, median of {repeats} runs in turn\n")
+    print(f"`python benchmarks/group_norm.py`, {date.today()}, {machine()}, median of {repeats} runs in turn\n")
     print("| shape | PyTorch backward, ms | ours, ms | ratio |\n| --- | ---: | ---: | ---: |")
     for shape, groups in SHAPES:
         x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()

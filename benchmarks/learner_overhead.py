@@ -6,11 +6,13 @@ python benchmarks/learner_overhead.py
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from miniai.recipes.model_card import machine
 from miniai.train.callbacks import Device, GradientClip, Precision
 from miniai.train.checkpoint import Checkpoint
 from miniai.train.data import Loader
@@ -69,4 +71,5 @@ def added_seconds(folder: str) -> float:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        print(f"torch {torch.__version__}: {1e3 * added_seconds(folder):.2f} ms a step")
+        seconds = added_seconds(folder)
+        print(f"`python benchmarks/learner_overhead.py`, {date.today()}, {machine()}: {1e3 * seconds:.2f} ms a step")

@@ -6,6 +6,7 @@ At the highest noise the text is nearly all there is to go by: what lies between
 """
 
 import argparse
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from miniai.base.seeds import make_generator
 from miniai.diffusion.objectives import diffusion_loss
 from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule
+from miniai.recipes.model_card import machine
 from miniai.recipes.vae_stage import to_float
 from miniai.sd.folder import SCHEDULER
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -41,7 +43,9 @@ def main() -> None:
     right = pipe.encode_text([item.text for item in items])
     other, none = right.roll(len(right) // 3, dims=0), pipe.encode_text([""] * len(items))
 
-    print(f"{len(items)} pictures ({arguments.split}), mean squared error of {schedule.config.prediction_type}\n")
+    what = f"{len(items)} pictures ({arguments.split}), mean squared error of {schedule.config.prediction_type}"
+    command = f"python benchmarks/text_reach.py --data {arguments.data} --model {arguments.model}"
+    print(f"`{command}`, {date.today()}, {machine()}: {what}\n")
     print("| timestep | sigma | right caption | another's | none |\n| ---: | ---: | ---: | ---: | ---: |")
     for t in TIMESTEPS:
         losses = [
