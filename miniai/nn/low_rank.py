@@ -38,10 +38,11 @@ class LowRank:
     @property
     def fits_itself(self) -> bool:
         """Whether the parts can be multiplied."""
+        if self.up.ndim < 2 or self.down.ndim < 2 or self.rank < 1 or (self.mid is not None and self.mid.ndim != 4):
+            return False
         pointwise = self.up.shape[2:] in ((), (1, 1)) and (self.mid is None or self.down.shape[2:] in ((), (1, 1)))
         middle = (self.rank, self.rank) if self.mid is None else tuple(self.mid.shape[:2])
-        matrices = self.up.ndim > 1 and self.down.ndim > 1 and self.rank > 0
-        return pointwise and matrices and middle == (self.up.shape[1], self.rank)
+        return pointwise and middle == (self.up.shape[1], self.rank)
 
     @property
     def shape(self) -> torch.Size:
@@ -118,21 +119,27 @@ class Adapters:
 
     @torch.no_grad()
     def remove(self, network: nn.Module, names: set[str]) -> None:
-        """Forget changes; what is fused of them stays in the weights, for good."""
-        for name in names:
-            self.strengths.pop(name, None)
+        """Forget changes; what is fused of them stays in the weights, for good. Where no other is active then, the
+        first of the others is, as in Diffusers."""
+        was_active = bool(names & set(self.strengths))
+        self.strengths = {name: strength for name, strength in self.strengths.items() if name not in names}
+        others = [name for name in self.loaded if name not in names]
+        if was_active and not self.strengths and others:
+            self.strengths = {others[0]: 1.0}
         self.apply(network)
-        for name in names & set(self.fused):
+        for name in [name for name in self.fused if name in names]:
             strength = self.fused.pop(name)
-            del self._applied[name]
-            others = {layer for one in self._applied for layer in self.loaded[one]}
+            if self._applied.pop(name, None) is None:
+                continue  # fused with a strength of 0
+            still = {layer for one in self._applied for layer in self.loaded[one]}
             for layer, change in self.loaded[name].items():
                 original = self._originals.pop(layer)
-                if layer in others:
+                if layer in still:
                     delta = strength * change.to(original.device).delta().view(original.shape)
                     self._originals[layer] = (original.float() + delta).to(original.dtype)
         for name in names:
             self.loaded.pop(name, None)
+        self.enabled = self.enabled or not self.loaded
 
 
 def adapters_of(network: nn.Module) -> Adapters:

@@ -24,6 +24,7 @@ from miniai.recipes.generate_request import (
     check_request,
     choose_targets,
     fresh_seed,
+    lora_name,
     packaged_model,
     take_lora_tags,
 )
@@ -107,7 +108,7 @@ def add_on(pipe: StableDiffusionPipeline, request: GenerateRequest) -> None:
     pipe.paint_with(take_lora_tags(request).loras)
     for path in request.embeddings:
         words = read_words(path)
-        pipe.tokenizer = add_words(pipe.tokenizer, pipe.text_encoder, words)
+        add_words(pipe.tokenizer, pipe.text_encoder, words)
         print(f"{path}: write {', '.join(one.word for one in words)} in the prompt", file=sys.stderr)
 
 
@@ -206,7 +207,8 @@ def _further_settings(request: GenerateRequest) -> dict[str, str]:
         "Prompt syntax": request.prompt_syntax if request.prompt_syntax != "plain" else None,
         "Long prompts": request.long_prompts if request.long_prompts != "cut" else None,
         "Cache interval": f"{request.cache_interval}" if request.cache_interval > 1 else None,
-        "LoRA": ", ".join(f"{path.stem}:{strength:g}" for path, strength in take_lora_tags(request).loras) or None,
+        "LoRA": ", ".join(f"{lora_name(path)}:{strength:g}" for path, strength in take_lora_tags(request).loras)
+        or None,
         "Embeddings": ", ".join(path.stem for path in request.embeddings) or None,
         "VAE": None if request.vae is None else request.vae.name,
         "Variant": request.variant,

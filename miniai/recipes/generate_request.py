@@ -21,7 +21,8 @@ PROMPT_SYNTAXES = ("plain", "a1111", "comfyui")
 LONG_PROMPTS = ("cut", "chunks")
 PREDICTION_TYPES = ("epsilon", "v_prediction", None)
 MAX_SEED = 2**63 - 1
-_LORA_TAG = re.compile(r"<lora:([^:>]+)(?::([^:>]*))?>")
+_LORA_TAG = re.compile(r"<lora:([^>]*)>")
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> Non
 def read_lora_option(text: str) -> tuple[Path, float]:
     """FILE or FILE:STRENGTH. Raises UserError for a strength that is no number."""
     file, colon, strength = text.rpartition(":")
+    if not text or (colon and not file):
+        raise UserError(f"--lora {text!r} names no file: give FILE or FILE:STRENGTH")
     if not colon or Path(text).exists():
         return Path(text), 1.0
     try:
@@ -149,6 +152,11 @@ def read_lora_option(text: str) -> tuple[Path, float]:
     return Path(file), number
 
 
+def lora_name(path: Path) -> str:
+    """What a tag calls it: the name of its file, or of its folder."""
+    return path.stem if path.suffix.lower() in _WEIGHT_FILES else path.name
+
+
 def take_lora_tags(request: GenerateRequest) -> GenerateRequest:
     """The request with its prompt freed of A1111's tags, <lora:NAME:0.8>, and the strengths that they ask for.
 
@@ -157,15 +165,18 @@ def take_lora_tags(request: GenerateRequest) -> GenerateRequest:
     if request.prompt_syntax != "a1111":
         return request
     strengths: dict[str, float] = {}
-    names = {path.stem for path, _ in request.loras}
-    for name, strength in _LORA_TAG.findall(request.prompt):
+    names = {lora_name(path) for path, _ in request.loras}
+    for tag in _LORA_TAG.findall(request.prompt):
+        name, *numbers = tag.split(":")
         if name not in names:
             raise UserError(f"the prompt asks for the LoRA {name!r}: give its file, --lora {name}.safetensors")
         try:
-            strengths[name] = float(strength or 1)
-        except ValueError as error:
-            raise UserError(f"<lora:{name}:{strength}> in the prompt: the strength must be a number") from error
-    loras = tuple((path, strengths.get(path.stem, strength)) for path, strength in request.loras)
+            strengths[name] = float(*numbers) if numbers else 1.0
+        except (ValueError, TypeError):
+            strengths[name] = math.nan
+        if not math.isfinite(strengths[name]):
+            raise UserError(f"<lora:{tag}> in the prompt: give one strength, a number, such as <lora:{name}:0.8>")
+    loras = tuple((path, strengths.get(lora_name(path), strength)) for path, strength in request.loras)
     return replace(request, prompt=_LORA_TAG.sub("", request.prompt), loras=loras)
 
 

@@ -27,9 +27,10 @@ from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.low_rank import LowRankLayers
 from miniai.recipes.fashion import keep_config
-from miniai.recipes.personalise import load_pipeline
+from miniai.recipes.generate_request import MAX_GUIDANCE_SCALE, check_ranges
+from miniai.recipes.personalise import check_shift_and_seed, load_pipeline
 from miniai.recipes.personalise_config import UNET_LAYERS
-from miniai.recipes.personalise_data import encoded, side_of
+from miniai.recipes.personalise_data import encoded, keep_digest, refuse_other_pictures, side_of
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.sd.folder import SCHEDULER
@@ -117,15 +118,17 @@ def imagic(
     Raises UserError, and writes nothing, for a picture or a model that cannot be read, numbers that are not possible,
     and a folder that is in use.
     """
-    _check(config, vector_steps, model_steps, etas)
+    _check(config, vector_steps, model_steps, etas, guidance_scale)
     place = pick_device(device)
     pipe = load_pipeline(config.model, config.tokenizer, place)
     open_image(image)
     size = side_of(pipe, None)
     picture = load_images([CaptionedItem(image, (config.prompt,))], size)
-    latents = encoded(pipe, picture, [[config.prompt]]).mean
+    own_picture = encoded(pipe, picture, [[config.prompt]])
+    refuse_other_pictures(out, own_picture)
     keep_config(out, config, resume)
-    items = TensorDataset((latents.repeat(config.vector_stage.batch_size, 1, 1, 1),))
+    keep_digest(out, own_picture)
+    items = TensorDataset((own_picture.mean.repeat(config.vector_stage.batch_size, 1, 1, 1),))
     for part in (pipe.unet, pipe.text_encoder):
         part.requires_grad_(False)
     with torch.no_grad():
@@ -176,7 +179,15 @@ def edited(
     return images
 
 
-def _check(config: ImagicConfig, vector_steps: int, model_steps: int, etas: Sequence[int | float]) -> None:
+def _check(
+    config: ImagicConfig,
+    vector_steps: int,
+    model_steps: int,
+    etas: Sequence[int | float],
+    guidance_scale: int | float,
+) -> None:
+    check_shift_and_seed(config.timestep_shift, config.seed)
+    check_ranges(("--guidance-scale", guidance_scale, 0, MAX_GUIDANCE_SCALE, ""))
     if n_launched() > 1:
         raise UserError("imagic learns in one process: start it without a launcher of several")
     for option, value in (("--vector-steps", vector_steps), ("--model-steps", model_steps), ("--rank", config.rank)):

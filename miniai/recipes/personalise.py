@@ -24,10 +24,11 @@ from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.low_rank import LowRankLayers
 from miniai.recipes.clip_stage import CaptionTable, choose_captions
 from miniai.recipes.fashion import keep_config
+from miniai.recipes.generate_request import MAX_SEED, check_ranges
 from miniai.recipes.personalise_config import PersonaliseConfig
-from miniai.recipes.personalise_data import OwnPictures, read_own_pictures
+from miniai.recipes.personalise_data import OwnPictures, keep_digest, read_own_pictures, refuse_other_pictures
 from miniai.recipes.training import StageRun, initial_weights, run_stage
-from miniai.sd.folder import SCHEDULER
+from miniai.sd.folder import INDEX, SCHEDULER
 from miniai.sd.lora_files import TEXT, UNET, write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.textual_inversion import FILE_STEM, LearnedWord, add_words
@@ -95,7 +96,7 @@ class WordModel(nn.Module):
         self.word, self.first = config.word, len(pipe.tokenizer)
         self.vectors = nn.Parameter(table[ids].detach().clone())
         word = LearnedWord(config.word, self.vectors.detach().clone())
-        pipe.tokenizer = add_words(pipe.tokenizer, pipe.text_encoder, [word])
+        add_words(pipe.tokenizer, pipe.text_encoder, [word])
 
     @contextmanager
     def attached(self, pipe: StableDiffusionPipeline) -> Iterator[None]:
@@ -194,9 +195,11 @@ def personalise(
     with initial_weights(config.seed):
         model = MODELS[config.kind](pipe, config)
     own = read_own_pictures(data, config, pipe)
+    refuse_other_pictures(out, own)
     keep_config(out, config, resume)
+    keep_digest(out, own)
     run = StageRun(config.kind, out, place, minutes, steps, sample_minutes)
-    if run.finished:
+    if run.kept(_last_file(config, out)):
         print(f"all of {out} was finished before: choose another folder for another training", file=sys.stderr)
         return result_of(config, out)
     prior = own.painted_prior(pipe, config, out / "class") if config.class_prompt else None
@@ -218,11 +221,19 @@ def result_of(config: PersonaliseConfig, out: Path) -> Path:
     return out / {"lora": LORA_FILE, "dreambooth": "model", "textual-inversion": WORD_FILE}[config.kind]
 
 
+def _last_file(config: PersonaliseConfig, out: Path) -> Path:
+    """What is written last of the result: a model's index."""
+    made = result_of(config, out)
+    return made / INDEX if config.kind == "dreambooth" else made
+
+
 def load_pipeline(model: str, tokenizer: str | None, device: torch.device) -> StableDiffusionPipeline:
     """The model in float32, to be trained; `tokenizer` is for a single file, which has none."""
     path = Path(model)
     if path.is_file():
         return StableDiffusionPipeline.from_single_file(path, torch.float32, device, tokenizer=tokenizer)
+    if tokenizer is not None:
+        raise UserError(f"--tokenizer is for a single file: {model} has its own")
     return StableDiffusionPipeline.from_pretrained(path, torch.float32, device, safety_checker=None)
 
 
@@ -237,6 +248,8 @@ def check_config(config: PersonaliseConfig, minutes: float | None, steps: int | 
             raise UserError("--word is empty: give the new word, such as '<my-cat>'")
         if not config.prompts or not all("{}" in prompt for prompt in config.prompts):
             raise UserError("--prompt must have {} where the new word stands, such as 'a photo of {}'")
+    elif any("{}" in prompt for prompt in config.prompts):
+        raise UserError("--prompt has {}, which is for a new word: write the whole text, or train textual-inversion")
     whole = {"--rank": config.rank, "--vectors": config.n_vectors, "--class-images": config.n_class}
     for option, value in (whole | {"--batch-size": config.stage.batch_size}).items():
         if value < 1:
@@ -246,8 +259,15 @@ def check_config(config: PersonaliseConfig, minutes: float | None, steps: int | 
             raise UserError(f"{option} {number:g} is not possible: give a number above 0")
     if not 0 <= config.prior_weight < float("inf"):
         raise UserError(f"--prior-weight {config.prior_weight:g} is not possible: give a number from 0")
+    check_shift_and_seed(config.timestep_shift, config.seed)
     if not 0 <= config.drop_text <= 1:
         raise UserError(f"--drop-text {config.drop_text:g} is not possible: give a number from 0 to 1")
+
+
+def check_shift_and_seed(timestep_shift: int | float, seed: int) -> None:
+    if not 0 < timestep_shift < float("inf"):
+        raise UserError(f"--timestep-shift {timestep_shift:g} is not possible: give a number above 0")
+    check_ranges(("--seed", seed, 0, MAX_SEED, ""))
 
 
 def save_samples(path: Path, pipe: StableDiffusionPipeline, prompts: list[str], seed: int) -> None:

@@ -1,5 +1,6 @@
 """One's own pictures as a model learns from them: latents, and what is said of each."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from miniai.base.errors import UserError
-from miniai.base.files import make_folder
+from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.images import open_image, save_png
 from miniai.base.seeds import image_generators
 from miniai.recipes.personalise_config import PersonaliseConfig
@@ -17,6 +18,7 @@ from miniai.recipes.vae_stage import to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.train.captions import SUFFIXES, CaptionedItem, load_images, read_captioned_folder
 
+PICTURES = "pictures.json"
 ENCODED_AT_ONCE, PAINTED_AT_ONCE = 8, 8
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
 
@@ -28,6 +30,7 @@ class OwnPictures:
     mean: Float[Tensor, "n c h w"]
     deviation: Float[Tensor, "n c h w"]
     captions: list[list[str]]
+    digest: str  # of pixels and captions
 
     def shown(self, n: int) -> list[str]:
         """Prompts for sample grids: captions from all over the pictures."""
@@ -67,6 +70,8 @@ def read_own_pictures(data: Path, config: PersonaliseConfig, pipe: StableDiffusi
         items = [CaptionedItem(path, said) for path in pictures_in(data)]
     else:
         items = list(read_captioned_folder(data).train)
+    if not items:
+        raise UserError(f"{data} has no pictures to learn from: all of them are held out")
     images = load_images(items, side_of(pipe, config.image_size), whole=config.whole)
     captions = [list(item.captions) for item in items]
     if config.flip:
@@ -89,7 +94,7 @@ def pictures_in(folder: Path) -> list[Path]:
 def side_of(pipe: StableDiffusionPipeline, image_size: int | None) -> int:
     """Of the square pictures, in pixels. Raises UserError for one that the model cannot paint."""
     factor = pipe.vae.config.factor
-    side = image_size or pipe.unet.config.sample_size * factor
+    side = image_size if image_size is not None else pipe.unet.config.sample_size * factor
     if side < factor or side % factor:
         raise UserError(f"--image-size {side} is not possible: this model takes multiples of {factor} pixels")
     return side
@@ -102,4 +107,17 @@ def encoded(pipe: StableDiffusionPipeline, images: UInt8[Tensor, "n 3 h w"], cap
     parts = [pipe.vae.encode(to_float(part.to(pipe.device))) for part in images.split(ENCODED_AT_ONCE)]
     mean = torch.cat([part.mean.float().cpu() * scale for part in parts])
     deviation = torch.cat([(0.5 * part.log_variance.float()).exp().cpu() * scale for part in parts])
-    return OwnPictures(mean, deviation, captions)
+    digest = hashlib.sha256(images.numpy().tobytes() + repr(captions).encode()).hexdigest()
+    return OwnPictures(mean, deviation, captions, digest)
+
+
+def refuse_other_pictures(out: Path, own: OwnPictures) -> None:
+    """Raise UserError if the training in `out` was begun on others."""
+    path = out / PICTURES
+    if path.is_file() and read_json(path) != {"sha256": own.digest}:
+        raise UserError(f"the training in {out} was begun on other pictures: choose another folder for these")
+
+
+def keep_digest(out: Path, own: OwnPictures) -> None:
+    """Keep what `refuse_other_pictures` asks for."""
+    write_json(out / PICTURES, {"sha256": own.digest})

@@ -6,6 +6,7 @@ models--owner--name/snapshots/<commit>  the model's folder
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from miniai.base.errors import UserError
@@ -22,13 +23,14 @@ def find_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = True,
     variant: str | None = None,
+    files: Sequence[str] | None = None,
 ) -> Path:
     """The path called `name`: one that exists, or the snapshot of the hub id of that name in the local cache.
 
     - revision: a branch, a tag or a whole commit.
     - cache_dir: None is the cache that HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME name, or ~/.cache/huggingface/hub.
     - local_files_only: False asks for the network, through `huggingface_hub`, unless HF_HUB_OFFLINE is set.
-    - variant: of the weights to be downloaded.
+    - variant: of the weights to be downloaded; files: patterns of the files, in place of those of a whole model.
 
     A name that is neither comes back as the path it would be. Raises UserError for a hub id that cannot be had.
     """
@@ -44,7 +46,7 @@ def find_model(
             f"there is no folder {name}, and no model of that name in {cache} (revision {revision}): "
             "check the path, or download it (huggingface-cli download, or from_pretrained with local_files_only=False)"
         )
-    return _download(str(name), revision, cache, variant)
+    return _download(str(name), revision, cache, variant, files)
 
 
 def default_cache() -> Path:
@@ -67,7 +69,7 @@ def cached_snapshot(cache: Path, hub_id: str, revision: str) -> Path | None:
     return snapshot if commit and Path(commit).name == commit and snapshot.is_dir() else None
 
 
-def _download(hub_id: str, revision: str, cache: Path, variant: str | None) -> Path:
+def _download(hub_id: str, revision: str, cache: Path, variant: str | None, files: Sequence[str] | None) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         raise UserError(f"{hub_id} is to be downloaded, and HF_HUB_OFFLINE forbids it: unset one of the two")
     try:
@@ -80,7 +82,7 @@ def _download(hub_id: str, revision: str, cache: Path, variant: str | None) -> P
             hub_id,
             revision=revision,
             cache_dir=cache,
-            allow_patterns=[*_WANTED, weights],
+            allow_patterns=[*_WANTED, weights] if files is None else list(files),
             ignore_patterns=["safety_checker/*"] + ([] if variant else ["*.fp16.*", "*.non_ema.*"]),
         )
     except Exception as error:  # the many errors of three HTTP libraries

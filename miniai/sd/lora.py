@@ -1,5 +1,6 @@
 """LoRA on a pipeline: by the methods that Diffusers' pipelines have for it."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ class LoraNames:
         taken = self._all_adapters()
         name = adapter_name or next(one for i in range(len(taken) + 1) if (one := f"default_{i}") not in taken)
         if name in taken:
-            raise UserError(f"there is a LoRA {name!r} already: give this one another adapter_name")
+            raise UserError(f"there is a LoRA {name!r} already: give this one another name, or leave it out")
         for part, change in changes.items():
             adapters = self._adapters(part)
             adapters.loaded[name], adapters.strengths = change, {name: 1.0}
@@ -69,7 +70,8 @@ class LoraNames:
     ) -> None:
         """Paint with these LoRAs from now on, each as strongly as its weight says: 1 is as it was trained.
 
-        A weight may be one for each of "unet" and "text_encoder". Raises UserError for a name that is not there.
+        A weight may be one for each of "unet" and "text_encoder". Raises UserError, and changes nothing, for a name
+        that is not there and a weight that is no number (weights for single blocks are not there).
         """
         self._check_changeable()
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -77,9 +79,9 @@ class LoraNames:
         if len(given) != len(names):
             raise UserError(f"{len(names)} LoRAs and {len(given)} weights: give one weight for each")
         self._check_known(names)
+        strengths = {part: [_strength(one, part) for one in given] for part in PARTS}
         for part in PARTS:
-            adapters = self._adapters(part)
-            pairs = [(name, _strength(one, part)) for name, one in zip(names, given, strict=True)]
+            adapters, pairs = self._adapters(part), zip(names, strengths[part], strict=True)
             adapters.strengths = {name: strength for name, strength in pairs if name in adapters.loaded}
             adapters.apply(self._network(part))
 
@@ -178,7 +180,11 @@ class LoraNames:
 
 
 def _strength(given: Strength | None, part: str) -> float:
-    strength = given.get(part, 1.0) if isinstance(given, Mapping) else 1.0 if given is None else given
+    if isinstance(given, Mapping) and not set(given) <= set(PARTS):
+        raise UserError(f"a LoRA's weight is a number, or one for each of {' and '.join(PARTS)}, not {dict(given)}")
+    strength: Any = given.get(part, 1.0) if isinstance(given, Mapping) else 1.0 if given is None else given
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise UserError(f"a LoRA's weight is a number for the whole {part}, such as 0.8, not {strength!r}")
     return float(strength)
 
 

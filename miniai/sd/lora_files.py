@@ -36,6 +36,7 @@ PARTS = (UNET, TEXT)
 _KOHYA = {UNET: "lora_unet_", TEXT: "lora_te_"}
 # What a folder's file is called, the likeliest first: by Diffusers, by PEFT.
 _NAMES = ("pytorch_lora_weights", "adapter_model")
+_FILES = ("*.safetensors", "*.bin", "*.pt", "adapter_config.json")  # of a model on the hub
 _ROLES = {
     r"\.lora_down\.weight": "down",
     r"\.lora_up\.weight": "up",
@@ -84,7 +85,7 @@ def find_lora(
     """
     if isinstance(source, Mapping):
         return LoraFile(source, "the given tensors")
-    path = find_model(source, **hub)
+    path = find_model(source, files=[weight_name] if weight_name else _FILES, **hub)
     if path.is_dir():
         path = path / weight_name if weight_name is not None else _only_file(path)
     if not path.is_file():
@@ -158,6 +159,8 @@ def _change(file: LoraFile, layer: str, tensors: Mapping[str, Tensor], weight: T
     if missing:
         raise UserError(f"{file.where} lacks the {missing[0]} matrix of {layer}: get the file again")
     change = LowRank(tensors["down"], tensors["up"], mid=tensors.get("mid"))
+    if not all(tensor.is_floating_point() for role, tensor in tensors.items() if role != "alpha"):
+        raise UserError(f"{file.where} holds other than fractions ({layer}): get the file again")
     if not change.fits(weight):
         sizes = f"{tuple(change.up.shape)} and {tuple(change.down.shape)}"
         raise UserError(
@@ -167,7 +170,7 @@ def _change(file: LoraFile, layer: str, tensors: Mapping[str, Tensor], weight: T
     if "alpha" in tensors and tensors["alpha"].numel() != 1:
         raise UserError(f"{file.where}: alpha of {layer} is no single number: get the file again")
     scale = tensors["alpha"].item() / change.rank if "alpha" in tensors else _noted_scale(file, layer, change.rank)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise UserError(f"{file.where} holds numbers that are not finite ({layer}): get the file again")
     return replace(change, scale=float(scale))
 
@@ -184,6 +187,7 @@ def _noted_scale(file: LoraFile, layer: str, rank: int) -> float:
         for pattern, own in (notes.get("alpha_pattern") or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", name):
                 alpha = own
+                break
         scale = alpha / (rank**0.5 if notes.get("use_rslora") else rank)
         if not math.isfinite(scale):
             raise ValueError(f"alpha {alpha}")

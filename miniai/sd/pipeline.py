@@ -170,6 +170,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
 
     def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: Literal[True] = True) -> None:
         """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""
+        self._scale_lora(None)
         write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
 
     @property
@@ -305,6 +306,8 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
             )
         except Interrupted as stop:
             painted = stop.latents
+        finally:
+            self._scale_lora(None)
 
         # 7. Latents become pictures
         if output_type == "latent":

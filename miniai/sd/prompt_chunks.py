@@ -17,20 +17,28 @@ COMMA_REACH = 20
 
 @dataclass(frozen=True)
 class Token:
+    """`n_together`: how many tokens, itself the first, are one learned word."""
+
     token_id: int
     weight: float = 1.0
+    n_together: int = 1
 
 
 def section_tokens(tokenizer: CLIPTokenizer, section: list[Weighted]) -> list[Token]:
     """The tokens of one section, without start and end; each run of text is read by itself."""
-    return [Token(token_id, weight) for text, weight in section for token_id in _whole_words(tokenizer, text)]
+    return [
+        Token(token_id, weight, n)
+        for text, weight in section
+        for word in _words(tokenizer, text)
+        for token_id, n in zip(word, (len(word), *[1] * len(word)), strict=False)
+    ]
 
 
-def _whole_words(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    """The tokens of a text, with all those of each learned word in the place of its first."""
+def _words(tokenizer: CLIPTokenizer, text: str) -> list[list[int]]:
+    """The tokens of a text, each alone, and in the place of a learned word's first all of them."""
     added = tokenizer.added
     several = {added.ids[name]: [added.ids[one] for one in added.whole(name)] for name in added.ids}
-    return [token_id for first in tokenizer.encode(text) for token_id in several.get(first, [first])]
+    return [several.get(first, [first]) for first in tokenizer.encode(text)]
 
 
 def into_chunks(tokenizer: CLIPTokenizer, sections: list[list[Token]]) -> list[list[Token]]:
@@ -40,6 +48,9 @@ def into_chunks(tokenizer: CLIPTokenizer, sections: list[list[Token]]) -> list[l
     for number, section in enumerate(sections):
         chunk: list[Token] = []
         for token in section:
+            if chunk and len(chunk) + token.n_together > length >= token.n_together > 1:  # a learned word stays whole
+                chunks.append(chunk)
+                chunk = []
             if len(chunk) == length:
                 keep = length if token.token_id == comma else _phrase_end(chunk, comma)
                 chunks.append(chunk[:keep])

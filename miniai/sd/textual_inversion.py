@@ -21,6 +21,7 @@ from miniai.base.errors import UserError
 from miniai.base.weights import is_safetensors, read_pickled, read_weights
 from miniai.nn.clip import CLIPTextModel
 from miniai.sd.added_tokens import AddedToken
+from miniai.sd.clip_text import normalise
 from miniai.sd.hub import find_model
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -70,12 +71,12 @@ class TextualInversionNames:
         words = [
             word for one, name in zip(listed, tokens, strict=True) for word in read_words(one, name, weight_name, **hub)
         ]
-        self.tokenizer = add_words(self.tokenizer, self.text_encoder, words)
+        add_words(self.tokenizer, self.text_encoder, words)
 
     def unload_textual_inversion(self, tokens: str | list[str] | None = None) -> None:
         """Forget these words, or all. Raises UserError for one that was not learned."""
         names = [tokens] if isinstance(tokens, str) else tokens
-        self.tokenizer = remove_words(self.tokenizer, self.text_encoder, names)
+        remove_words(self.tokenizer, self.text_encoder, names)
 
 
 def read_words(
@@ -86,7 +87,7 @@ def read_words(
         content: Any = source
         where, stem = "the given tensors", None
     else:
-        path = find_model(source, **hub)
+        path = find_model(source, files=[weight_name or f"{FILE_STEM}.*"], **hub)
         if path.is_dir():
             path = _file_in(path, weight_name)
         content = read_weights(path) if is_safetensors(path) else read_pickled(path)
@@ -99,11 +100,15 @@ def read_words(
     return [LearnedWord(word, _vectors(vectors, where)) for word, vectors in found.items()]
 
 
-def add_words(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequence[LearnedWord]) -> CLIPTokenizer:
-    """Give `text_encoder` the vectors, in place, and return a tokenizer that knows the words.
+def add_words(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequence[LearnedWord]) -> None:
+    """Give `tokenizer` the words and `text_encoder` their vectors, both in place: whoever shares them knows them, too.
 
     Raises UserError, and changes nothing, if a word is known already or vectors are of another width.
     """
+    if not words:
+        raise UserError("there is no word to learn: give at least one")
+    added = tokenizer.added
+    known = {normalise(name) for name in added.ids} | set(tokenizer.vocab)
     table = text_encoder.text_model.embeddings.token_embedding.weight.detach()
     named: dict[str, Tensor] = {}
     for one in words:
@@ -114,21 +119,21 @@ def add_words(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequ
             )
         for i, vector in enumerate(one.vectors):
             name = f"{one.word}_{i}" if i else one.word
-            if not name.strip() or name in tokenizer.vocab or name in tokenizer.added.ids or name in named:
-                raise UserError(f"the word {name!r} is known already: give another, token='...'")
+            if not name.strip() or name in tokenizer.vocab or normalise(name) in known:
+                raise UserError(f"the word {name!r} is known already: choose another")
             named[name] = vector
+            known.add(normalise(name))
+        if normalise(f"{one.word}_{len(one.vectors)}") in known:
+            raise UserError(f"the word {one.word!r} would take in {one.word}_{len(one.vectors)}: choose another")
     first = len(tokenizer)
-    added = tokenizer.added
     ids = {name: first + i for i, name in enumerate(named)}
     tokens = {name: AddedToken(name, normalized=True, special=False) for name in named}
     vectors = torch.stack([vector.to(table.device, table.dtype) for vector in named.values()])
     text_encoder.give_tokens(torch.cat([table[:first], vectors, table[first + len(vectors) :]]))
-    return tokenizer.with_added(replace(added, ids=added.ids | ids, tokens=added.tokens | tokens))
+    tokenizer.take_added(replace(added, ids=added.ids | ids, tokens=added.tokens | tokens))
 
 
-def remove_words(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequence[str] | None = None
-) -> CLIPTokenizer:
+def remove_words(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequence[str] | None = None) -> None:
     """Undo `add_words` for these words, or for all: the ids of those learned later move down."""
     added = tokenizer.added
     learned = [name for name, token in added.tokens.items() if not token.special and name not in tokenizer.vocab]
@@ -144,7 +149,7 @@ def remove_words(
     text_encoder.give_tokens(table[kept])
     ids = {name: new_id[i] for name, i in added.ids.items() if name not in learned}
     tokens = {name: token for name, token in added.tokens.items() if name not in learned}
-    return tokenizer.with_added(replace(added, ids=ids, tokens=tokens))
+    tokenizer.take_added(replace(added, ids=ids, tokens=tokens))
 
 
 def _by_word(content: Any, where: str, stem: str | None) -> dict[str, Any]:
@@ -169,6 +174,8 @@ def _by_word(content: Any, where: str, stem: str | None) -> dict[str, Any]:
         return {content["name"]: vectors} if isinstance(content.get("name"), str) else own(vectors)
     if set(content) == {"emb_params"}:
         return own(content["emb_params"])
+    if not all(isinstance(word, str) for word in content):
+        raise UserError(f"{where} is no learned word: get another file")
     return dict(content)
 
 

@@ -105,6 +105,10 @@ class CLIPTokenizer:
         """The same vocabulary with other tokens beside it."""
         return CLIPTokenizer(self.vocab, self.merges, self.model_max_length, added)
 
+    def take_added(self, added: AddedTokens) -> None:
+        """Know other tokens beside the vocabulary from now on, in place."""
+        vars(self).update(vars(self.with_added(added)))
+
     def encode(self, text: str) -> list[int]:
         """All token ids of `text`, without start and end. A special token written in the text is that token."""
         ids: list[int] = []

@@ -115,7 +115,7 @@ def load_images(items: Sequence[CaptionedItem], size: int, whole: bool = False) 
 
     def load(index: int) -> None:
         picture = open_image(items[index].path)
-        square = centre_square(on_white_square(picture) if whole else picture, size)
+        square = on_white_square(picture, size) if whole else centre_square(picture, size)
         images[index] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     with ThreadPoolExecutor(N_THREADS) as pool:
@@ -124,11 +124,13 @@ def load_images(items: Sequence[CaptionedItem], size: int, whole: bool = False) 
     return images
 
 
-def on_white_square(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a white square, as wide as its longer edge."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+def on_white_square(image: Image.Image, size: int) -> Image.Image:
+    """The picture, scaled so that its longer edge is `size` pixels, in the middle of a white square."""
+    scale = size / max(image.size)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    square = Image.new("RGB", (size, size), "white")
+    scaled = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(scaled, ((size - width) // 2, (size - height) // 2))
     return square
 
 

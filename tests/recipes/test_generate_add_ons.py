@@ -99,11 +99,26 @@ def test_what_cannot_be_added_is_one_line_and_nothing_is_written(
     assert not Path("out.png").exists()
 
 
+@pytest.mark.parametrize("tag", ["<lora:gold:nan>", "<lora:gold:0.8:0.5>", "<lora:gold:0.8:lbw=ALL>", "<lora:gold:>"])
+def test_a_tag_that_says_more_than_a_strength_is_one_line(tag: str) -> None:
+    request = GenerateRequest(f"a {tag}", prompt_syntax="a1111", loras=((Path("gold.safetensors"), 1.0),))
+    with pytest.raises(UserError, match="give one strength, a number, such as <lora:gold:0.8>"):
+        take_lora_tags(request)
+
+
+def test_a_folder_is_called_by_its_whole_name() -> None:
+    request = GenerateRequest("a <lora:v1.5:0.3>", prompt_syntax="a1111", loras=((Path("runs/v1.5"), 1.0),))
+    assert take_lora_tags(request).loras == ((Path("runs/v1.5"), 0.3),)
+
+
 def test_a_path_may_have_colons_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a:0.5").touch()
     assert read_lora_option(str(tmp_path / "a:0.5")) == (tmp_path / "a:0.5", 1.0)
     assert read_lora_option("c:style:-0.5") == (Path("c:style"), -0.5)
     assert read_lora_option("c:style") == (Path("c:style"), 1.0)
+    for text in ("", ":0.8"):
+        with pytest.raises(UserError, match="names no file"):
+            read_lora_option(text)
     with pytest.raises(UserError, match="must be a number"):
         read_lora_option("style:inf")
 

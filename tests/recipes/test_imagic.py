@@ -122,6 +122,13 @@ def test_finished_it_goes_other_ways_without_learning_again(home: Path, tmp_path
     assert (tmp_path / "out" / "vectors.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_another_picture_needs_another_folder(home: Path, tmp_path: Path) -> None:
+    imagic(home / "it.png", tmp_path / "out", config_of(home), **SHORT)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    with pytest.raises(UserError, match="begun on other pictures"):
+        imagic(tmp_path / "red.png", tmp_path / "out", config_of(home), **SHORT, resume=True)
+
+
 def test_one_command_edits_a_picture(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = ("--vector-steps", "2", "--model-steps", "2", "--etas", "0,1", "--rank", "2")
     out = ("--out", str(tmp_path / "out"), "--model", str(home / "model"))
@@ -137,6 +144,8 @@ def test_what_cannot_be_edited_is_one_line_and_writes_nothing(home: Path, tmp_pa
         ({"rank": 0}, {}, "--rank 0 is not possible"),
         ({}, {"vector_steps": 0}, "--vector-steps 0"),
         ({}, {"model_steps": -1}, "--model-steps -1"),
+        ({"timestep_shift": 0}, {}, "--timestep-shift 0"),
+        ({}, {"guidance_scale": float("nan")}, "--guidance-scale nan"),
         ({}, {"etas": ()}, "--etas"),
         ({}, {"etas": (0.5, 7.0)}, "--etas 0.5, 7 are not possible"),
         ({"model": "nowhere"}, {}, "there is no folder nowhere"),

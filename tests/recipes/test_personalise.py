@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from miniai.recipes.personalise_config import STAGES, PersonaliseConfig
 from miniai.recipes.personalise_data import read_own_pictures
 from miniai.recipes.training import StageInterrupted
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.train.captions import on_white_square
 
 KINDS = ("lora", "dreambooth", "textual-inversion")
 MADE = {
@@ -186,6 +188,11 @@ def test_pictures_are_shown_whole_where_asked_for(home: Path, tmp_path: Path) ->
     image = Image.new("RGB", (16, 32), "white")
     image.paste("red", (0, 0, 16, 8))
     image.save(tmp_path / "a.png")
+    square = np.asarray(on_white_square(image, 16))
+    assert (square[:, :4] == 255).all()
+    assert (square[:, 12:] == 255).all()
+    assert (square[:3, 4:12] == [255, 0, 0]).all()
+    assert on_white_square(Image.new("RGB", (4000, 1)), 16).size == (16, 16)
     pipe = StableDiffusionPipeline.from_pretrained(home / "model")
     config = config_of(home, "lora", prompts=("a cat",))
     found = [read_own_pictures(tmp_path, replace(config, whole=whole), pipe).mean for whole in (False, True)]
@@ -212,6 +219,36 @@ def test_one_command_each_from_pictures_to_a_picture(
     assert sorted(path.name for path in Path("lora/samples").iterdir())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_lost_between_training_and_writing_is_written_by_a_resume(
+    home: Path, kind: str, tmp_path: Path
+) -> None:
+    config = config_of(home, kind)
+    made = personalise(home / "pictures", tmp_path / "out", config, steps=2)
+    last = made / "model_index.json" if kind == "dreambooth" else made
+    kept = last.read_bytes()
+    last.unlink()
+    personalise(home / "pictures", tmp_path / "out", config, steps=2, resume=True)
+    assert last.read_bytes() == kept
+
+
+def test_a_resume_with_other_pictures_is_refused(home: Path, tmp_path: Path) -> None:
+    config = config_of(home, "lora", prompts=("a cat",))
+    personalise(home / "pictures", tmp_path / "out", config, steps=1)
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (16, 16), "yellow").save(tmp_path / "other" / "a.png")
+    with pytest.raises(UserError, match="begun on other pictures"):
+        personalise(tmp_path / "other", tmp_path / "out", config, steps=1, resume=True)
+
+
+def test_pictures_that_are_all_held_out_are_one_line(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "test" / "a.png")
+    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}')
+    with pytest.raises(UserError, match="all of them are held out"):
+        personalise(tmp_path, tmp_path / "out", config_of(home, "lora"), steps=1)
+
+
 BAD: dict[str, tuple[Callable[[PersonaliseConfig], PersonaliseConfig], str]] = {
     "rank": (lambda c: replace(c, rank=0), "--rank 0 is not possible"),
     "rate": (lambda c: replace(c, stage=replace(c.stage, learning_rate=-1.0)), "--learning-rate -1 is not possible"),
@@ -220,6 +257,11 @@ BAD: dict[str, tuple[Callable[[PersonaliseConfig], PersonaliseConfig], str]] = {
     "drop": (lambda c: replace(c, drop_text=1.5), "--drop-text 1.5"),
     "batch": (lambda c: replace(c, stage=replace(c.stage, batch_size=0)), "--batch-size 0"),
     "size": (lambda c: replace(c, image_size=15), "--image-size 15 is not possible"),
+    "no size": (lambda c: replace(c, image_size=0), "--image-size 0 is not possible"),
+    "shift": (lambda c: replace(c, timestep_shift=0), "--timestep-shift 0 is not possible"),
+    "seed": (lambda c: replace(c, seed=2**64), "--seed 18446744073709551616 is out of range"),
+    "word": (lambda c: replace(c, prompts=("a {}",)), "--prompt has {}"),
+    "tokenizer": (lambda c: replace(c, tokenizer="here"), "--tokenizer is for a single file"),
     "model": (lambda c: replace(c, model="nowhere"), "there is no folder nowhere"),
 }
 

@@ -1,6 +1,7 @@
 """LoRA: Diffusers, with PEFT, is the oracle; the closed form, W + scale · up · down, is the other."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,52 @@ def test_disabled_loras_come_back(lora: Path) -> None:
     assert same(weights_of(pipe), changed)
 
 
+def test_a_lora_that_is_loaded_later_counts_though_those_before_were_disabled(lora: Path) -> None:
+    pipe = ours_with(lora)
+    expected = weights_of(pipe)
+    pipe.disable_lora()
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(lora / "peft")
+    assert same(weights_of(pipe), expected)
+
+
+def test_the_scale_of_one_call_is_not_that_of_the_next_thing_done(lora: Path) -> None:
+    pipe = ours_with(lora)
+    before = weights_of(pipe)
+    paint(pipe, cross_attention_kwargs={"scale": 0.5})
+    assert same(weights_of(pipe), before)
+
+
+@pytest.mark.parametrize("strength", [0.0, {"unet": 1.0, "text_encoder": 0.0}])
+def test_what_is_fused_with_no_strength_goes_whole(lora: Path, strength: Any) -> None:
+    pipe = ours_with(lora)
+    pipe.set_adapters("default_0", strength)
+    pipe.fuse_lora()
+    expected = weights_of(pipe)
+    pipe.unload_lora_weights()
+    assert same(weights_of(pipe), expected)
+    assert pipe.get_list_adapters() == {}
+
+
+def test_where_the_active_lora_is_deleted_the_first_of_the_others_is_painted_with_as_in_diffusers(lora: Path) -> None:
+    theirs, ours = read_both(lora)
+    for pipe in (theirs, ours):
+        pipe.load_lora_weights(lora / "peft", adapter_name="first")
+        pipe.load_lora_weights(lora / "kohya.safetensors", adapter_name="second")
+        pipe.delete_adapters("second")
+    assert relative_error(paint(ours), paint(theirs)) < 1e-4
+    assert same(weights_of(ours), weights_of(ours_with(lora)))
+
+
+@pytest.mark.parametrize("weight", [{"unet": {"down": 0.5}}, {"unett": 0.0}, {"text_encoder": "x"}, math.nan, True])
+def test_a_weight_that_is_none_changes_nothing(lora: Path, weight: Any) -> None:
+    pipe = ours_with(lora)
+    before = weights_of(pipe)
+    with pytest.raises(UserError, match="a LoRA's weight is a number"):
+        pipe.set_adapters("default_0", weight)
+    assert same(weights_of(pipe), before)
+
+
 def test_one_fused_lora_stays_when_another_goes(lora: Path) -> None:
     pipe = ours_with(lora)
     alone = weights_of(pipe)
@@ -336,7 +383,8 @@ def test_pefts_own_folder_says_its_alpha(lora: Path, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     alone = ours_with(lora, {name: t for name, t in renamed(lora, str).items() if name[:5] == "unet."})
     alone.set_adapters("default_0", 2.0)
-    for config in ('{"r": 3, "lora_alpha": 6}', '{"r": 9, "lora_alpha": 7, "alpha_pattern": {".*": 6}}'):
+    patterns = '{"r": 9, "lora_alpha": 7, "alpha_pattern": {".*": 6, "conv1": 1}}'  # the first that fits counts
+    for config in ('{"r": 3, "lora_alpha": 6}', patterns):
         (tmp_path / "adapter_config.json").write_text(config)
         pipe = StableDiffusionPipeline.from_pretrained(lora / "model")
         pipe.load_lora_weights(tmp_path)
@@ -388,6 +436,8 @@ BAD: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]
     "flat": (lambda t: {n: v.flatten() for n, v in t.items()}, "for another model"),
     "no rank": (lambda t: {n: v[:0] if "lora_A" in n else v[:, :0] for n, v in t.items()}, "for another model"),
     "alpha": (lambda t: t | {f"{list(t)[0].split('.lora')[0]}.alpha": torch.ones(2)}, "is no single number"),
+    "no matrix": (lambda t: {n: torch.tensor(1.0) for n in t}, "for another model"),
+    "whole numbers": (lambda t: {n: v.int() for n, v in t.items()}, "other than fractions"),
     "infinite": (lambda t: {n: v / 0 for n, v in t.items()}, "not finite"),
     "no lora": (lambda t: t | {"unet.conv_in.weight": torch.ones(1)}, "no part of a LoRA"),
     "dora": (lambda t: t | {"unet.conv_in.lora_magnitude_vector": torch.ones(1)}, "is a DoRA"),

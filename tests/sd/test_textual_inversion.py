@@ -12,6 +12,7 @@ from sd_oracle import make_diffusers_pipeline, relative_error
 
 from miniai.base.errors import UserError
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.prompt_chunks import into_chunks, section_tokens
 
 WIDTH = 16
 
@@ -141,10 +142,34 @@ def test_a_word_of_a_single_file_named_by_nothing_is_the_files_name(model: Path,
     assert list(ours.tokenizer.added.ids)[-3:] == ["blob", "blob_1", "other"]
 
 
+def test_pipelines_that_share_a_text_encoder_share_its_words(model: Path) -> None:
+    _, first = read_both(model)
+    second = StableDiffusionPipeline.from_pipe(first)
+    first.load_textual_inversion(vectors(1, 1), token="<a>")
+    alone = paint(first, "<a>")
+    second.load_textual_inversion(vectors(2, 2), token="<b>")
+    assert torch.equal(paint(first, "<a>"), alone)
+    assert torch.equal(paint(first, "<b>"), paint(second, "<b>"))
+    first.unload_textual_inversion("<a>")
+    assert "<a>" not in second.tokenizer.added.ids
+
+
+def test_a_learned_word_is_never_cut_between_windows(model: Path) -> None:
+    _, ours = read_both(model)
+    ours.load_textual_inversion(vectors(4), token="<toy>")
+    ids = [ours.tokenizer.added.ids[name] for name in ("<toy>", "<toy>_1", "<toy>_2", "<toy>_3")]
+    tokens = section_tokens(ours.tokenizer, [("a a a a a a a a a a a a <toy> a", 1.0)])
+    chunks = [[token.token_id for token in chunk] for chunk in into_chunks(ours.tokenizer, [tokens])]
+    assert [len(chunk) for chunk in chunks] == [12, 5]
+    assert chunks[1][:4] == ids
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
     "no word": (lambda p: vectors(1), None, "name no word"),
     "known word": (lambda p: vectors(1), "<|endoftext|>", "is known already"),
     "empty word": (lambda p: vectors(1), " ", "is known already"),
+    "in other letters": (lambda p: vectors(1), "<|EndOfText|>", "is known already"),
+    "no name": (lambda p: p.parent / "number.pt", None, "is no learned word"),
     "wide": (lambda p: torch.ones(1, 17), "<t>", "have 16: it was learned for another model"),
     "cube": (lambda p: torch.ones(1, 1, 16), "<t>", "expected vectors of numbers"),
     "whole numbers": (lambda p: torch.ones(1, 16, dtype=torch.int64), "<t>", "expected vectors of numbers"),
@@ -168,6 +193,7 @@ class Code:
 @pytest.mark.parametrize("what", BAD)
 def test_what_is_no_learned_word_is_one_line_and_changes_nothing(model: Path, what: str, tmp_path: Path) -> None:
     torch.save({"<t>": Code()}, tmp_path / "code.pt")
+    torch.save({7: vectors(1)}, tmp_path / "number.pt")
     (tmp_path / "folder").mkdir()
     _, ours = read_both(model)
     tokenizer, n = ours.tokenizer, ours.text_encoder.config.vocab_size
@@ -176,6 +202,15 @@ def test_what_is_no_learned_word_is_one_line_and_changes_nothing(model: Path, wh
         ours.load_textual_inversion(make(tmp_path / "folder"), token=token)
     assert "\n" not in str(error.value)
     assert (ours.tokenizer, ours.text_encoder.config.vocab_size) == (tokenizer, n)
+
+
+def test_a_word_does_not_take_in_another(model: Path) -> None:
+    _, ours = read_both(model)
+    ours.load_textual_inversion(vectors(1), token="<a>_1")
+    with pytest.raises(UserError, match="would take in <a>_1"):
+        ours.load_textual_inversion(vectors(1), token="<a>")
+    with pytest.raises(UserError, match="no word to learn"):
+        ours.load_textual_inversion([])
 
 
 def test_words_and_tokens_are_paired_and_unknown_words_are_told(model: Path) -> None:
