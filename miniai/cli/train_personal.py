@@ -1,4 +1,4 @@
-"""`miniai train lora`, `dreambooth` and `textual-inversion`."""
+"""`miniai train lora`, `dreambooth`, `textual-inversion` and `imagic`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,74 +52,61 @@ Seed = Annotated[int, typer.Option(help="Seed of weights, order and noise.")]
 SampleMinutes = Annotated[float, typer.Option(help="Minutes between sheets of samples.")]
 
 
-@app.command()
-def lora(
-    data: Pictures,
-    out: Out,
-    model: Base = None,
-    prompt: Prompts = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    rank: Annotated[int, typer.Option(help="Of the changes; more can learn more, and is a larger file.")] = 8,
-    learning_rate: Rate = None,
-    batch_size: Batch = 4,
-    train_text: TrainText = False,
-    class_prompt: ClassPrompt = "",
-    class_images: ClassImages = 64,
-    prior_weight: PriorWeight = 1.0,
-    whole: Whole = False,
-    flip: Flip = False,
-    drop_text: DropText = 0.0,
-    timestep_shift: Shift = 1.0,
-    image_size: ImageSize = None,
-    tokenizer: TokenizerFolder = None,
-    seed: Seed = 0,
-    resume: Resume = False,
-    device: Device = "auto",
-    sample_minutes: SampleMinutes = 4.0,
-) -> None:
-    """Teach a model a style or a thing of your own, as a LoRA: a small file for 'miniai generate --lora', for Diffusers
-    and for other programs."""
-    values: dict[str, Any] = {"rank": rank, "train_text": train_text, "flip": flip, "drop_text": drop_text}
-    values |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
-    values |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
-    values |= {"whole": whole, "timestep_shift": timestep_shift}
-    _train("lora", data, out, model, learning_rate, batch_size, values, steps, minutes, resume, device, sample_minutes)
+def _of_pictures(name: str, default_rank: int, text: str) -> None:
+    """`lora` and `dreambooth` differ in the rank that they begin with: 0, of dreambooth alone, is all weights."""
+
+    def command(
+        data: Pictures,
+        out: Out,
+        model: Base = None,
+        prompt: Prompts = None,
+        steps: Steps = None,
+        minutes: Minutes = None,
+        rank: Annotated[
+            int, typer.Option(help="Of a LoRA's changes; more can learn more. With dreambooth 0: all weights.")
+        ] = default_rank,
+        learning_rate: Rate = None,
+        batch_size: Batch = 4,
+        train_text: TrainText = False,
+        class_prompt: ClassPrompt = "",
+        class_images: ClassImages = 64,
+        prior_weight: PriorWeight = 1.0,
+        whole: Whole = False,
+        flip: Flip = False,
+        drop_text: DropText = 0.0,
+        timestep_shift: Shift = 1.0,
+        image_size: ImageSize = None,
+        tokenizer: TokenizerFolder = None,
+        seed: Seed = 0,
+        resume: Resume = False,
+        device: Device = "auto",
+        sample_minutes: SampleMinutes = 4.0,
+    ) -> None:
+        all_weights = name == "dreambooth" and rank == 0
+        values: dict[str, Any] = {"train_text": train_text, "flip": flip, "drop_text": drop_text}
+        values |= {} if all_weights else {"rank": rank}
+        values |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
+        values |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
+        values |= {"whole": whole, "timestep_shift": timestep_shift}
+        kind = "dreambooth" if all_weights else "lora"
+        budget = (steps, minutes, resume, device, sample_minutes)
+        _train(kind, data, out, model, learning_rate, batch_size, values, *budget)
+
+    app.command(name, help=text)(command)
 
 
-@app.command()
-def dreambooth(
-    data: Pictures,
-    out: Out,
-    model: Base = None,
-    prompt: Prompts = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    learning_rate: Rate = None,
-    batch_size: Batch = 4,
-    train_text: TrainText = False,
-    class_prompt: ClassPrompt = "",
-    class_images: ClassImages = 64,
-    prior_weight: PriorWeight = 1.0,
-    whole: Whole = False,
-    flip: Flip = False,
-    drop_text: DropText = 0.0,
-    timestep_shift: Shift = 1.0,
-    image_size: ImageSize = None,
-    tokenizer: TokenizerFolder = None,
-    seed: Seed = 0,
-    resume: Resume = False,
-    device: Device = "auto",
-    sample_minutes: SampleMinutes = 4.0,
-) -> None:
-    """Teach a model a thing of your own by all weights of its U-Net, and keep what it knows of that thing's class: the
-    model is then in the subfolder 'model'."""
-    values: dict[str, Any] = {"train_text": train_text, "flip": flip, "drop_text": drop_text}
-    values |= {"class_prompt": class_prompt, "n_class": class_images, "prior_weight": prior_weight}
-    values |= {"image_size": image_size, "tokenizer": tokenizer, "seed": seed, "prompts": prompt}
-    values |= {"whole": whole, "timestep_shift": timestep_shift}
-    budget = (steps, minutes, resume, device, sample_minutes)
-    _train("dreambooth", data, out, model, learning_rate, batch_size, values, *budget)
+_of_pictures(
+    "lora",
+    8,
+    "Teach a model a style or a thing of your own, as a LoRA: a small file for 'miniai generate --lora', for Diffusers "
+    "and for other programs.",
+)
+_of_pictures(
+    "dreambooth",
+    0,
+    "Teach a model a thing of your own by all weights of its U-Net (or, with --rank, by a LoRA), and with "
+    "--class-prompt keep what it knows of that thing's class: the model is then in the subfolder 'model'.",
+)
 
 
 @app.command("textual-inversion")

@@ -212,6 +212,9 @@ def test_one_command_each_from_pictures_to_a_picture(
     assert run(("train", "textual-inversion", *shared, "--out", "word", *word)) == 0
     of_class = ("--prompt", "a zwx cat", "--class-prompt", "a cat", "--class-images", "2")
     assert run(("train", "dreambooth", *shared, "--out", "whole", *of_class)) == 0
+    assert run(("train", "dreambooth", *shared, "--out", "thin", *of_class, "--rank", "1")) == 0
+    assert Path("thin/pytorch_lora_weights.safetensors").is_file()
+    assert run(("train", "lora", *shared, "--out", "none", "--rank", "0")) == 2
     add_ons = ("--lora", "lora", "--embedding", "word")
     options = ("--model", "whole/model", "--steps", "2", "--out", "it.png")
     assert run(("generate", "a <toy> cat", *add_ons, *options)) == 0
