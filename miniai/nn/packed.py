@@ -154,22 +154,37 @@ class _Packed(nn.Module):
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
-    """`nn.Conv2d` for painting: made by `pack_weights`."""
+    """`nn.Conv2d` for painting: made by `pack_weights`.
+
+    Where the channels that come out are no multiple of 64, which blocks are best depends on the map's size too, and a
+    kernel that is given others lays them out anew at each call, up to 70 times as slow
+    (benchmarks/results/lora_step.md): such a weight is packed again when maps of another size come.
+    """
+
+    _side: tuple[int, ...] | None = None  # height and width of the maps that the weight is packed for
 
     def packed(self, weight: Tensor) -> Tensor:
+        size = None if self._side is None else [1, weight.shape[1] * self.groups, *self._side]
         return torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups
+            weight, self.padding, self.stride, self.dilation, self.groups, size
         )
+
+    def _fit(self, x: Tensor) -> None:
+        if self.out_channels % 64 and tuple(x.shape[2:]) != self._side:
+            self._side = tuple(x.shape[2:])
+            self.take(self.plain_weight())
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.can_compute(x):
             return self._conv_forward(x, self.plain_weight(), self.bias)
+        self._fit(x)
         x = x.contiguous(memory_format=torch.channels_last)  # where packed kernels are fastest
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
         )
 
     def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        self._fit(x)
         x, addend = (map_.contiguous(memory_format=torch.channels_last) for map_ in (x, addend))
         shape = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.mkldnn._convolution_pointwise.binary(

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +249,22 @@ def test_where_bfloat16_cannot_be_packed_layers_stay_plain_and_moved_ones_become
         expected = plain(pictures(torch.bfloat16))
         assert torch.equal(kept(pictures(torch.bfloat16)), expected)
         assert torch.equal(moved(pictures(torch.bfloat16)), expected)
+
+
+@BFLOAT16
+def test_where_blocks_depend_on_the_maps_size_a_convolution_is_right_and_quick_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(16, 24, 3, padding=1).bfloat16()
+    packed: Any = pack_weights(copy.deepcopy(plain))
+    packings: list[Any] = []
+    take = type(packed).take
+    monkeypatch.setattr(type(packed), "take", lambda self, weight: (packings.append(self._side), take(self, weight))[1])
+    with torch.no_grad():
+        for side in (4, 4, 16, 4):
+            x = torch.randn(2, 16, side, side).bfloat16()
+            torch.testing.assert_close(packed(x), plain(x), rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(packed.plus(x, plain(x)), 2 * plain(x), rtol=3e-2, atol=3e-2)
+    assert packings == [(4, 4), (16, 16), (4, 4)]  # once for each size that comes
+    assert torch.equal(packed.plain_weight(), plain.weight)
