@@ -233,6 +233,8 @@ def test_a_bad_request_gets_one_line_and_exit_code_2_and_leaves_nothing(
         ["evaluate", "contact-sheet", "nowhere/x.png"],
         ["evaluate", "contact-sheet", "x.png", "--nearest", "nowhere"],
         ["evaluate", "contact-sheet", "x.png", "--evaluator", "nowhere"],
+        ["evaluate", "contact-sheet", "x.png", "--embedding", "nowhere"],
+        ["evaluate", "contact-sheet", "x.png", "--lora", "nowhere"],
         ["evaluate", "sampling", "--data", "nowhere"],
         ["evaluate", "sampling", "--data", "nowhere", "--steps", "5,many"],
         ["evaluate", "sampling", "--data", "nowhere", "--guidance-scales", "-1"],

@@ -9,6 +9,7 @@ from miniai.base.errors import UserError
 from miniai.base.files import check_writable
 from miniai.cli.options import (
     Device,
+    Embedding,
     Evaluator,
     EvaluatorMinutes,
     FirstSeed,
@@ -83,6 +84,7 @@ def contact_sheet(
         Path | None, typer.Option(help="Folder of a CLIP whose features say so.", show_default="by pixels")
     ] = None,
     lora: Lora = None,
+    embedding: Embedding = None,
 ) -> None:
     """Paint many prompts on one labelled sheet, to be looked at."""
     generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
@@ -109,6 +111,7 @@ def contact_sheet(
         nearest_in=nearest,
         evaluator=evaluator,
         loras=[generate_request.read_lora_option(one) for one in lora or ()],
+        embeddings=embedding or (),
         **chosen,
     )
     typer.echo(path)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, GuidanceInterval, GuidanceScale, Lora, Sampler, Steps
+from miniai.cli.options import Device, Embedding, GuidanceInterval, GuidanceScale, Lora, Sampler, Steps
 from miniai.recipes import generate_request
 
 Side = Annotated[
@@ -48,10 +48,7 @@ def generate(
         typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
     ] = None,
     lora: Lora = None,
-    embedding: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Learned word (textual inversion) for the prompt; several: give it again."),
-    ] = None,
+    embedding: Embedding = None,
     out: Annotated[
         Path | None,
         typer.Option(

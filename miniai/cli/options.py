@@ -37,6 +37,10 @@ Lora = Annotated[
         metavar="FILE[:STRENGTH]", help="LoRA to paint with, 1 as strong as it was trained; several: give it again."
     ),
 ]
+Embedding = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Learned word (textual inversion) for the prompt; several: give it again."),
+]
 HeldOut = Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")]
 Evaluator = Annotated[
     Path | None,

@@ -13,6 +13,7 @@ from miniai.base.images import grid, save_png
 from miniai.base.seeds import image_generators
 from miniai.evaluate.nearest import nearest_by_feature, nearest_by_pixel
 from miniai.recipes.evaluator import Evaluator, load_evaluator, refuse_own_clip
+from miniai.recipes.generate import teach_words
 from miniai.recipes.generate_request import GUIDANCE_SCALE
 from miniai.recipes.judging import Pictures, to_levels
 from miniai.recipes.sheets import labelled_grid
@@ -50,6 +51,7 @@ def contact_sheet(
     nearest_in: Path | None = None,
     evaluator: Path | None = None,
     loras: Sequence[tuple[Path, float]] = (),
+    embeddings: Sequence[Path] = (),
 ) -> Path:
     """Paint every prompt in every style and save one labelled PNG at `out`; a prompt's styles stand side by side.
 
@@ -58,7 +60,8 @@ def contact_sheet(
     - n_columns: prompts in a row; zoom: how many times as large as painted.
     - nearest_in: a folder of captioned pictures; below each painted one stands the training picture there that it is
       most like, by the features of the CLIP in `evaluator`, or by pixels if that is None.
-    - loras: what the model is given beside its own weights, each with its strength.
+    - loras: what the model is given beside its own weights, each with its strength; embeddings: files of learned
+      words that the prompts use.
 
     Raises UserError: a folder that cannot be read; an evaluator that is the model's own CLIP, or without `nearest_in`.
     """
@@ -66,6 +69,7 @@ def contact_sheet(
         raise UserError("an evaluator finds the nearest pictures: name the folder they are in as well")
     pipeline = load_painter(model, device)
     pipeline.paint_with(loras)
+    teach_words(pipeline, embeddings)
     texts = [in_style(prompt, style) for prompt in prompts for style in styles]
     judge = None if evaluator is None else load_evaluator(evaluator, pipeline.device)
     if judge is not None:

@@ -25,10 +25,12 @@ from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
 from miniai.train.augment import Augment, Augmentation, RandomCrop, RandomErase, RandomFlip
+from miniai.train.callback import Callback
 from miniai.train.data import TensorDataset
 from miniai.train.distributed import is_first
 from miniai.train.fashion_mnist import CLASSES, LabelledImages
 from miniai.train.inference import as_it_is, flipped
+from miniai.train.mixup import MixUp
 from miniai.train.muon import Muon
 
 BATCH = 500  # pictures at a time where nothing is learned
@@ -38,18 +40,24 @@ BATCH = 500  # pictures at a time where nothing is learned
 class Strength:
     """How much pictures are changed in trainings of `from_epochs` epochs and more. `crop`: pixels that they are moved
     by, at most, each way; `erase`: the edge of the patches that are erased, as a share of the picture's, `patches` of
-    them at most (0: none); `flip`: the share of pictures that are mirrored."""
+    them at most (0: none); `flip`: the share of pictures that are mirrored; `mix`: the alpha of MixUp (0: none)."""
 
     from_epochs: int | float
     crop: int
     erase: int | float
     patches: int
     flip: int | float = 0.5
+    mix: int | float = 0.0
 
     def augmentations(self) -> list[Augmentation]:
         """What is done to each picture, in turn."""
         erase = [RandomErase(self.erase, self.patches)] if self.patches > 0 else []
         return [RandomCrop(self.crop), RandomFlip(self.flip), *erase]
+
+    def callbacks(self, n_classes: int) -> list[Callback]:
+        """The same as callbacks of a Learner, and MixUp, for all of the training but the last fifth."""
+        mix = [MixUp(self.mix, n_classes, until=0.8)] if self.mix > 0 else []
+        return [Augment(*self.augmentations()), *mix]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class FashionClassifierConfig:
     strengths: tuple[Strength, ...] = (
         Strength(from_epochs=0, crop=1, erase=0.25, patches=0),
         Strength(from_epochs=10, crop=1, erase=0.25, patches=1),
-        Strength(from_epochs=35, crop=1, erase=0.25, patches=2),
+        Strength(from_epochs=35, crop=1, erase=0.25, patches=2, mix=0.5),
     )
     label_smoothing: float = 0.1
     seed: int = 0
@@ -122,17 +130,22 @@ def network_config(name: str) -> FashionClassifierConfig:
 
 
 class ClassifierObjective:
-    """Cross-entropy of the logits for (pictures, labels), and the share of pictures named right."""
+    """Cross-entropy of the logits for (pictures, labels), and the share of pictures named right. Labels are the
+    classes' numbers, or each class's share."""
 
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
 
     def __call__(
-        self, model: nn.Module, batch: tuple[Float[Tensor, "b 1 h w"], Int64[Tensor, " b"]], generator: torch.Generator
+        self,
+        model: nn.Module,
+        batch: tuple[Float[Tensor, "b 1 h w"], Int64[Tensor, " b"] | Float[Tensor, "b n_classes"]],
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
         images, labels = batch
         logits = model(images.contiguous(memory_format=torch.channels_last)).float()
-        right = (logits.argmax(1) == labels).float().mean()
+        most = labels.argmax(1) if labels.ndim == 2 else labels
+        right = (logits.argmax(1) == most).float().mean()
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), "accuracy": right}
 
 
@@ -163,11 +176,11 @@ def train_fashion_classifier(
         load_model(model, out, place)
     else:
         pictures = train.scaled()
-        augment = Augment(*strength.augmentations())
+        changes = strength.callbacks(config.model.n_classes)
         objective = ClassifierObjective(config.label_smoothing)
         items = TensorDataset((pictures, train.labels))
         run_stage(
-            run, config.stage, model, items, objective, config.seed, callbacks=[augment], optimizer=config.optimizer
+            run, config.stage, model, items, objective, config.seed, callbacks=changes, optimizer=config.optimizer
         )
         measure_norms(model, pictures[:: max(1, len(pictures) // 8192)], place)
         save_model(model, out)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,12 @@ def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -
 def add_on(pipe: StableDiffusionPipeline, request: GenerateRequest) -> None:
     """Give the model the LoRAs and learned words that are asked for."""
     pipe.paint_with(take_lora_tags(request).loras)
-    for path in request.embeddings:
+    teach_words(pipe, request.embeddings)
+
+
+def teach_words(pipe: StableDiffusionPipeline, files: Sequence[Path]) -> None:
+    """Give the model the learned words in these files, and say how they are written."""
+    for path in files:
         words = read_words(path)
         add_words(pipe.tokenizer, pipe.text_encoder, words)
         print(f"{path}: write {', '.join(one.word for one in words)} in the prompt", file=sys.stderr)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.images import grid, open_image, save_png
+from miniai.base.images import open_image, save_png
 from miniai.base.seeds import image_generators
 from miniai.base.weights import read_weights, write_weights
 from miniai.diffusion.objectives import DiffusionObjective
@@ -31,6 +31,7 @@ from miniai.recipes.generate_request import MAX_GUIDANCE_SCALE, check_ranges
 from miniai.recipes.personalise import check_shift_and_seed, load_pipeline
 from miniai.recipes.personalise_config import UNET_LAYERS
 from miniai.recipes.personalise_data import encoded, keep_digest, refuse_other_pictures, side_of
+from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 from miniai.sd.folder import SCHEDULER
@@ -151,9 +152,15 @@ def imagic(
     images = edited(pipe, own, target, etas, guidance_scale, config.seed)
     for eta, one in zip(etas, images, strict=True):
         save_png(out / f"eta-{eta:g}.png", one)
-    save_png(out / SHEET, grid(images, len(images), gap=2))
+    save_png(out / SHEET, sheet(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), images, etas, config.prompt))
     print(f"from the picture to the text, eta {', '.join(f'{eta:g}' for eta in etas)}: {out / SHEET}", file=sys.stderr)
     return out / SHEET
+
+
+def sheet(picture: Image.Image, images: Sequence[Image.Image], etas: Sequence[int | float], prompt: str) -> Image.Image:
+    """The picture itself, and what became of it at each eta."""
+    cells = [(picture, "the picture"), *((one, f"eta {eta:g}") for one, eta in zip(images, etas, strict=True))]
+    return labelled_grid(cells, len(cells), f"edited by: {prompt}", zoom=max(1, 128 // picture.width))
 
 
 def edited(

@@ -146,18 +146,12 @@ class Augment(Callback):
 
     def __init__(self, *augmentations: Augmentation, key: str = "image") -> None:
         self.augmentations, self.key = augmentations, key
-        self._epoch: tuple[int, list[Int64[Tensor, " b"]]] | None = None
-
-    def before_fit(self, learner: Learner) -> None:
-        self._epoch = None
 
     def before_batch(self, learner: Learner) -> None:
         if not learner.training:
             return
-        if self._epoch is None or self._epoch[0] != learner.epoch:
-            self._epoch = (learner.epoch, learner.train.indices(learner.epoch))
         images = self._images(learner.batch)
-        indices = self._epoch[1][learner.batch_index].tolist()
+        indices = learner.train.items_of(learner.epoch, learner.batch_index)
         for k, augmentation in enumerate(self.augmentations):
             images = augmentation(images, item_generators(learner.train.seed, learner.epoch, indices, k))
         learner.batch = self._with_images(learner.batch, images)

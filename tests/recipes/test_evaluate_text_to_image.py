@@ -13,6 +13,7 @@ from shapes import write_shapes
 from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserError
+from miniai.base.weights import write_weights
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
@@ -246,6 +247,21 @@ def test_contact_sheet_has_a_cell_for_each_prompt_with_all_its_styles(model: Pat
     shown = sheet.crop((8, top, 8 + 3 * 34, top + 48)).resize((34, 16), Image.Resampling.NEAREST)
     difference = to_levels([shown.crop((18, 0, 34, 16))], 16).int() - to_levels([cell[1]], 16).int()
     assert int(difference.abs().max()) <= 1
+
+
+def test_contact_sheet_paints_with_learned_words(model: Path, tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    (tmp_path / "words").mkdir()
+    vectors = torch.randn(2, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    write_weights(tmp_path / "words" / "learned_embeds.safetensors", {"<word>": vectors})
+    words = [tmp_path / "words"]
+    sheet = contact_sheet(model, tmp_path / "sheet.png", ["a <word>"], n_steps=2, embeddings=words)
+    unknown = contact_sheet(model, tmp_path / "unknown.png", ["a <word>"], n_steps=2)
+    pipe.load_textual_inversion(tmp_path / "words")
+    (painted,) = paint(pipe, ["a <word>"], 2, GUIDANCE_SCALE, None, 0)
+    shown, without = (to_levels([Image.open(path).crop((8, 8, 24, 24))], 16).int() for path in (sheet, unknown))
+    assert int((shown - to_levels([painted], 16).int()).abs().max()) <= 2  # the sheet's model is in another dtype
+    assert int((shown - without).abs().max()) > 2
 
 
 @pytest.mark.parametrize("by_feature", [False, True])
