@@ -21,6 +21,7 @@ from miniai.cli import (  # noqa: F401 (some only add commands to `evaluate` and
     train_personal,
 )
 from miniai.cli.generate import generate
+from miniai.cli.ui import ui
 
 app = typer.Typer(
     add_completion=False,
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(ui)
 for part in (data, train, evaluate):
     app.add_typer(part.app, name=part.__name__.rpartition(".")[2])
 

@@ -5,7 +5,24 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, Embedding, GuidanceInterval, GuidanceScale, Lora, Sampler, Steps
+from miniai.cli.options import (
+    AnyModel,
+    Compiled,
+    Device,
+    Dtype,
+    Embedding,
+    GuidanceInterval,
+    GuidanceScale,
+    Lora,
+    OtherVae,
+    PredictionType,
+    Sampler,
+    Steps,
+    Tokenizer,
+    VaeSlicing,
+    VaeTiling,
+    Variant,
+)
 from miniai.recipes import generate_request
 
 Side = Annotated[
@@ -24,29 +41,11 @@ def generate(
     steps: Steps = generate_request.STEPS,
     sampler: Sampler = None,
     guidance_scale: GuidanceScale = generate_request.GUIDANCE_SCALE,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER|FILE|ID",
-            help="Model folder in the Diffusers layout, a single .safetensors or .ckpt file of Stable Diffusion 1.x or "
-            "2.x, or the hub id of a model in the local Hugging Face cache.",
-            show_default="the packaged one",
-        ),
-    ] = None,
-    vae: Annotated[Path | None, typer.Option(help="File or folder of another autoencoder.")] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="For a single file: folder with CLIP's vocab.json and merges.txt.", show_default="the cache's"
-        ),
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="fp16: read the weights that a folder has by that name.", show_default="none")
-    ] = None,
-    prediction_type: Annotated[
-        str | None,
-        typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
-    ] = None,
+    model: AnyModel = None,
+    vae: OtherVae = None,
+    tokenizer: Tokenizer = None,
+    variant: Variant = None,
+    prediction_type: PredictionType = None,
     lora: Lora = None,
     embedding: Embedding = None,
     out: Annotated[
@@ -60,9 +59,7 @@ def generate(
         Path | None, typer.Option(metavar="FILE.gif", help="Also show the denoising, step by step, as a GIF.")
     ] = None,
     device: Device = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     width: Side = None,
     height: Side = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture to start from.")] = None,
@@ -97,19 +94,9 @@ def generate(
     cache_interval: Annotated[
         int, typer.Option(help="Steps that share the U-Net's deep features: above 1 is faster, and less exact.")
     ] = 1,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the U-Net first (minutes): for cuda; on a CPU no faster than without, as measured.",
-        ),
-    ] = False,
-    vae_tiling: Annotated[
-        bool, typer.Option("--vae-tiling", help="Decode large pictures in tiles: less memory, and faint differences.")
-    ] = False,
-    vae_slicing: Annotated[
-        bool, typer.Option("--vae-slicing", help="Decode the pictures one by one: less memory.")
-    ] = False,
+    compiled: Compiled = False,
+    vae_tiling: VaeTiling = False,
+    vae_slicing: VaeSlicing = False,
 ) -> None:
     """Paint pictures of a prompt and print where they are.
 

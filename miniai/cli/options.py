@@ -41,6 +41,39 @@ Embedding = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="Learned word (textual inversion) for the prompt; several: give it again."),
 ]
+AnyModel = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER|FILE|ID",
+        help="Model folder in the Diffusers layout, a single .safetensors or .ckpt file of Stable Diffusion 1.x or "
+        "2.x, or the hub id of a model in the local Hugging Face cache.",
+        show_default="the packaged one",
+    ),
+]
+OtherVae = Annotated[Path | None, typer.Option(help="File or folder of another autoencoder.")]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="For a single file: folder with CLIP's vocab.json and merges.txt.", show_default="the cache's"),
+]
+Variant = Annotated[
+    str | None, typer.Option(help="fp16: read the weights that a folder has by that name.", show_default="none")
+]
+PredictionType = Annotated[
+    str | None,
+    typer.Option(help="For a single file: epsilon or v_prediction.", show_default="as the file says or looks"),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16; auto is float16 on cuda, else float32.")]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the U-Net first (minutes): for cuda; on a CPU no faster than without, as measured.",
+    ),
+]
+VaeTiling = Annotated[
+    bool, typer.Option("--vae-tiling", help="Decode large pictures in tiles: less memory, and faint differences.")
+]
+VaeSlicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode the pictures one by one: less memory.")]
 HeldOut = Annotated[Path, typer.Option(help="Captioned pictures, of which a split named test was held out.")]
 Evaluator = Annotated[
     Path | None,

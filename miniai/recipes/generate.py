@@ -1,8 +1,9 @@
 """A prompt becomes PNG files: the recipe behind `miniai generate`."""
 
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from miniai.base.seeds import image_generators
 from miniai.diffusion.sampling import find_sampler, sampler_from_file
 from miniai.recipes.generate_request import (
     GenerateRequest,
+    Targets,
     check_request,
     choose_targets,
     fresh_seed,
@@ -37,6 +39,8 @@ BATCH_SIZE = 16  # pictures painted at once; more would only take more memory
 MS_PER_FRAME = 120
 MS_LAST_FRAME = 2000
 
+OnStep = Callable[[int, int, Tensor], None]
+
 
 @dataclass(frozen=True)
 class Painted:
@@ -52,8 +56,7 @@ def generate(request: GenerateRequest) -> Painted:
     targets = choose_targets(request)
     device = pick_device(request.device)
     model = request.model or packaged_model()
-    if request.sampler is not None:
-        find_sampler(request.sampler)
+    check_sampler(request.sampler)
     image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
     pipe = load_pipeline(model, request, device)
     seed = fresh_seed() if request.seed is None else request.seed
@@ -61,16 +64,34 @@ def generate(request: GenerateRequest) -> Painted:
     with memory_to_user_error():
         images, steps = paint(pipe, take_lora_tags(request), seed, image, mask)
 
-    for i, path in enumerate(targets.singles or [targets.main]):
-        save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
-    if targets.singles:
-        sheet = as_grid(images)
-        save_png(targets.main, sheet, parameters_text(pipe, request, model, seed, images[0].size))
+    save_pictures(pipe, request, model, seed, images, targets)
     if request.animate is not None:
         frames = [as_grid(step) for step in steps] + [as_grid(images)]
         save_gif(request.animate, frames, [MS_PER_FRAME] * len(steps) + [MS_LAST_FRAME])
     animation = () if request.animate is None else (request.animate,)
     return Painted((*targets.singles, *animation, targets.main), seed)
+
+
+def check_sampler(name: str | None) -> None:
+    """Raise UserError for a name that no sampler has; None is the model's own."""
+    if name is not None:
+        find_sampler(name)
+
+
+def save_pictures(
+    pipe: StableDiffusionPipeline,
+    request: GenerateRequest,
+    model: Path,
+    seed: int,
+    images: list[Image.Image],
+    targets: Targets,
+) -> None:
+    """Write the pictures, and of several their sheet, each with what it was painted from."""
+    for i, path in enumerate(targets.singles or [targets.main]):
+        save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
+    if targets.singles:
+        sheet = as_grid(images)
+        save_png(targets.main, sheet, parameters_text(pipe, request, model, seed, images[0].size))
 
 
 def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -> StableDiffusionPipeline:
@@ -123,8 +144,12 @@ def paint(
     seed: int,
     image: Image.Image | None = None,
     mask: Image.Image | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[list[Image.Image], list[list[Image.Image]]]:
-    """The pictures, and for an animation what each step took the clean pictures to be."""
+    """The pictures, and for an animation what each step took the clean pictures to be.
+
+    `on_step` hears after each step its number, from 1, how many there are in all, and the clean latents as it takes
+    them to be; what it raises stops the painting."""
     images: list[Image.Image] = []
     steps: list[list[Image.Image]] = []
     n_batches = -(-request.n // BATCH_SIZE)
@@ -132,6 +157,7 @@ def paint(
     # As large as the picture, within a mask too: Diffusers' pipeline would take the model's own size there.
     factor = pipe.vae.config.factor
     width, height = (None, None) if image is None else (side - side % factor for side in image.size)
+    count = itertools.count(1)
     # None: shown on a terminal only
     with tqdm(total=n_steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
         for first in range(0, request.n, BATCH_SIZE):
@@ -139,6 +165,8 @@ def paint(
 
             def after_step(_: object, step: int, timestep: float, tensors: dict[str, Tensor]) -> None:
                 bar.update()
+                if on_step is not None:
+                    on_step(next(count), n_steps * n_batches, tensors["denoised"])
                 if request.animate is not None:
                     estimates.append(tensors["denoised"])  # noqa: B023 (called within this turn of the loop)
 
@@ -166,10 +194,15 @@ def paint(
                 cache_interval=request.cache_interval,
             )
             images += output.images
-            with torch.no_grad():
-                decoded = [to_pil(pipe.decode(estimate)) for estimate in estimates]
+            decoded = [preview(pipe, estimate) for estimate in estimates]
             steps = [old + new for old, new in zip(steps, decoded, strict=True)] if steps else decoded
     return images, steps
+
+
+@torch.no_grad()
+def preview(pipe: StableDiffusionPipeline, denoised: Tensor) -> list[Image.Image]:
+    """Pictures of the clean latents that a step estimates."""
+    return to_pil(pipe.decode(denoised))
 
 
 def as_grid(images: list[Image.Image]) -> Image.Image:

@@ -1,0 +1,271 @@
+"""A model that stays loaded and paints one order after the other, telling how far it is."""
+
+import base64
+import binascii
+import io
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from miniai.base.configs import config_from_dict
+from miniai.base.device import pick_device
+from miniai.base.errors import UserError
+from miniai.base.files import make_folder
+from miniai.base.images import open_image, read_parameters
+from miniai.diffusion.sampling import SAMPLERS
+from miniai.recipes.emoji_captions import STYLE_WORDS
+from miniai.recipes.emoji_sources import STYLES
+from miniai.recipes.generate import (
+    as_grid,
+    check_sampler,
+    load_pipeline,
+    memory_to_user_error,
+    paint,
+    preview,
+    save_pictures,
+)
+from miniai.recipes.generate_request import (
+    GenerateRequest,
+    check_request,
+    choose_targets,
+    fresh_seed,
+    lora_name,
+    packaged_model,
+    take_lora_tags,
+)
+from miniai.sd.textual_inversion import read_words
+
+PREVIEW_SHARE = 0.1  # of the time at most goes to previews, which a large model is slow to decode
+N_LISTED = 200
+PICTURE_NAME = re.compile(r"[^/\\\0]+\.png")
+_SETTINGS = re.compile(r"(Steps|Sampler|CFG scale|Seed|Size): ([^,]+)")
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the page asks for: the fields of `GenerateRequest` by their names, pictures as data URLs ("data:image/png;
+    base64,..."), and each LoRA that the model was given by its name, with a strength."""
+
+    prompt: str
+    negative_prompt: str = ""
+    n: int = 1
+    seed: int | None = None
+    steps: int = GenerateRequest.steps
+    sampler: str | None = None
+    guidance_scale: int | float = GenerateRequest.guidance_scale
+    width: int | None = None
+    height: int | None = None
+    image: str | None = None
+    strength: int | float | None = None
+    mask: str | None = None
+    guidance_rescale: int | float = 0.0
+    eta: int | float = 0.0
+    clip_skip: int | None = None
+    prompt_syntax: str = "plain"
+    long_prompts: str = "cut"
+    loras: tuple[tuple[str, int | float], ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Order":
+        """Raises UserError for an unknown field, and for a value of another type."""
+        if not isinstance(values, dict):
+            raise UserError('an order is a JSON object, such as {"prompt": "a cat"}')
+        return config_from_dict(cls, values, "the order")
+
+    def request(self, base: GenerateRequest, folder: Path) -> GenerateRequest:
+        """As `miniai generate` has it, with the options of `base` that hold for all orders; pictures are written to
+        `folder`. Raises UserError for what is no picture, an unknown LoRA, and a number out of range."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("image", "mask"):
+            if given[name] is not None:
+                given[name] = _write_picture(given[name], folder / f"{name}.png")
+        paths = {lora_name(path): path for path, _ in base.loras}
+        for name, _ in self.loras:
+            if name not in paths:
+                raise UserError(f"there is no LoRA {name!r}: give its file when you start the page, --lora FILE")
+        strengths = dict(self.loras)
+        given["loras"] = tuple((path, float(strengths.get(lora_name(path), 1.0))) for path, _ in base.loras)
+        request = replace(base, **given)
+        check_request(request)
+        check_sampler(request.sampler)
+        return request
+
+
+class Stopped(Exception):  # noqa: N818 (a person's wish, not an error)
+    """Whoever ordered the picture does not want it any more."""
+
+
+class Painter:
+    """Paints orders with the model, LoRAs and learned words of `base`, and saves them in its folder `out`.
+
+    One order at a time is painted, in a thread of its own; those that come meanwhile wait. Raises UserError if the
+    model or something else of `base` cannot be read.
+    """
+
+    def __init__(self, base: GenerateRequest) -> None:
+        assert base.out is not None
+        self.base, self.out = base, base.out
+        self.model = base.model or packaged_model()
+        self.pipe = load_pipeline(self.model, base, pick_device(base.device))
+        self.words = [one.word for path in base.embeddings for one in read_words(path)]
+        self._strengths = {str(path): float(strength) for path, strength in base.loras}
+        make_folder(self.out)
+        self._stops: set[threading.Event] = set()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="painter")
+
+    def settings(self) -> dict[str, Any]:
+        """What the page needs to know before it asks: names, defaults, what can be chosen."""
+        size = self.pipe.unet.config.sample_size * self.pipe.vae.config.factor
+        own = self.model == packaged_model()
+        return {
+            "model": self.model.name,
+            "size": size,
+            "multiple": self.pipe.vae.config.factor,
+            "samplers": [{"name": one.name, "title": one.title} for one in SAMPLERS.values()],
+            "styles": [STYLE_WORDS[style] for style in STYLES] if own else [],
+            "loras": [{"name": lora_name(path), "strength": strength} for path, strength in self.base.loras],
+            "words": self.words,
+            "defaults": {"steps": self.base.steps, "guidance_scale": self.base.guidance_scale},
+        }
+
+    def order(self, order: Order, tell: Tell, stop: threading.Event) -> None:
+        """Paint, when it is this order's turn, and return when that is done; `stop` set from elsewhere stops it.
+
+        `tell` hears {"event": "step", "step", "n_steps"} after each step, now and then with a "preview" (a data URL),
+        and at last one of {"event": "done", "seed", "pictures"} (each as `picture` has it), {"event": "error",
+        "message"} and {"event": "stopped"}.
+        """
+        self._stops.add(stop)
+        try:
+            self._thread.submit(self._told, order, tell, stop).result()
+        finally:
+            self._stops.discard(stop)
+
+    def close(self) -> None:
+        """Stop what is being painted and what waits."""
+        for stop in list(self._stops):
+            stop.set()
+        self._thread.shutdown()
+
+    def _told(self, order: Order, tell: Tell, stop: threading.Event) -> None:
+        try:
+            if stop.is_set():
+                raise Stopped
+            tell(self._painted(order, tell, stop))
+        except Stopped:
+            tell({"event": "stopped"})
+        except UserError as error:
+            tell({"event": "error", "message": in_words(error)})
+
+    def _painted(self, order: Order, tell: Tell, stop: threading.Event) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            request = order.request(self.base, Path(folder))
+            targets = choose_targets(request)
+            image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
+        seed = fresh_seed() if request.seed is None else request.seed
+        asked = take_lora_tags(request)
+        self._take_strengths({str(path): strength for path, strength in asked.loras})
+        steps = Steps(self.pipe, tell, stop)
+        with memory_to_user_error():
+            images, _ = paint(self.pipe, asked, seed, image, mask, on_step=steps)
+        save_pictures(self.pipe, request, self.model, seed, images, targets)
+        names = [path.name for path in targets.singles or (targets.main,)]
+        return {"event": "done", "seed": seed, "pictures": [self.picture(self.out / name) for name in names]}
+
+    def _take_strengths(self, strengths: dict[str, float]) -> None:
+        if strengths != self._strengths:
+            self.pipe.set_adapters(list(strengths), list(strengths.values()))
+            self._strengths = strengths
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """The newest pictures of the folder, the newest first."""
+        found = [path for path in self.out.glob("*.png") if path.is_file() and PICTURE_NAME.fullmatch(path.name)]
+        found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        return [self.picture(path) for path in found[:N_LISTED]]
+
+    def picture(self, path: Path) -> dict[str, Any]:
+        """Its name, the text that it carries, and the settings in that which the page can take up again."""
+        try:
+            text = read_parameters(path) or ""
+        except UserError:
+            text = ""
+        return {"name": path.name, "parameters": text, "settings": read_settings(text)}
+
+
+class Steps:
+    """Tells how far a painting is, with a preview as often as a share of PREVIEW_SHARE of the time allows, and stops
+    it if that is wished."""
+
+    def __init__(self, pipe: Any, tell: Tell, stop: threading.Event) -> None:
+        self.pipe, self.tell, self.stop = pipe, tell, stop
+        self.next_preview = 0.0
+
+    def __call__(self, step: int, n_steps: int, denoised: Float[Tensor, "b c h w"]) -> None:
+        """After step number `step`, from 1. Raises Stopped."""
+        if self.stop.is_set():
+            raise Stopped
+        news: dict[str, Any] = {"event": "step", "step": step, "n_steps": n_steps}
+        begin = time.monotonic()
+        if begin >= self.next_preview:
+            news["preview"] = as_data_url(as_grid(preview(self.pipe, denoised)))
+            seconds = time.monotonic() - begin
+            self.next_preview = begin + seconds / PREVIEW_SHARE
+        self.tell(news)
+
+
+def in_words(error: UserError) -> str:
+    """An error's line for those who see a page and no command line: "--guidance-scale" is "guidance scale"."""
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda match: match[1].replace("-", " "), str(error))
+
+
+def read_settings(parameters: str) -> dict[str, Any]:
+    """The fields of an Order in the text that a picture carries (`parameters_text`); {} if it is none of ours."""
+    said, newline, numbers = parameters.rpartition("\nSteps: ")
+    if not newline:
+        return {}
+    found = dict(_SETTINGS.findall(f"Steps: {numbers}"))
+    prompt, _, negative = said.partition("\nNegative prompt: ")
+    try:
+        width, height = map(int, found["Size"].split("x"))
+        return {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "steps": int(found["Steps"]),
+            "sampler": found["Sampler"],
+            "guidance_scale": float(found["CFG scale"]),
+            "seed": int(found["Seed"]),
+            "width": width,
+            "height": height,
+        }
+    except (KeyError, ValueError):
+        return {}
+
+
+def as_data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _write_picture(url: str, path: Path) -> Path:
+    """The picture of a data URL, as a file; what it is, `open_image` finds out from its bytes."""
+    head, _, content = url.partition(";base64,")
+    try:
+        if not head.startswith("data:image/"):
+            raise ValueError
+        path.write_bytes(base64.b64decode(content, validate=True))
+    except (ValueError, binascii.Error):
+        raise UserError("the picture to start from is none: give one as a data URL, data:image/png;base64,…") from None
+    return path
