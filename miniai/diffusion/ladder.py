@@ -3,6 +3,7 @@
 Every family of samplers in Diffusers places its steps a little differently; `LadderRule` says how, in six words.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from miniai.diffusion.schedule import NoiseSchedule
 # Stands for an infinite sigma: one part in a million of signal, and float32 still holds the rest.
 NO_SIGNAL = 1e6
 
+StepList = Sequence[int | float] | np.ndarray
 SigmaSpacing = Literal["timesteps", "karras", "exponential"]
 
 
@@ -79,9 +81,7 @@ def make_ladder(
     where Diffusers' "leading" and "linspace" would start at timestep 0, without any noise to remove.
     Raises UserError when `n_steps` is out of range.
     """
-    config, sigma_table = schedule.config, schedule.sigma.numpy()
-    if rule.exact_zero_snr:
-        sigma_table = np.where(schedule.alpha_bar.numpy() == 0, NO_SIGNAL, sigma_table)
+    config, sigma_table = schedule.config, _sigma_table(schedule, rule)
     t = _timesteps(schedule, n_steps, rule)
     sigmas = np.interp(t, np.arange(schedule.n_timesteps), sigma_table)
     if sigma_spacing != "timesteps":
@@ -90,8 +90,7 @@ def make_ladder(
         sigmas = make(float(lowest), float(highest), n_steps)
         t = schedule.sigma_to_t(torch.from_numpy(sigmas)).numpy()
         t = _told_timesteps(t, rule, sigma_spacing, config.beta_schedule)
-    ends_low = config.final_sigmas_type == "sigma_min" or (rule.ends_in_first_timestep and not config.set_alpha_to_one)
-    last = float(sigma_table[0]) if ends_low else 0.0
+    last = _last_sigma(schedule, rule)
     levels = np.append(sigmas, last)
     # A ladder from timestep 0 to timestep 0 (no leading offset, set_alpha_to_one=False) has an empty last step.
     if not (np.diff(levels)[:-1] < 0).all() or levels[-2] < last:
@@ -99,13 +98,29 @@ def make_ladder(
             f"{n_steps} steps do not fit into {schedule.n_timesteps} timesteps with timestep_spacing "
             f"{config.timestep_spacing!r} and steps_offset {config.steps_offset}: take fewer steps"
         )
-    unit_start = rule.unit_start or config.timestep_spacing == "leading"
-    return Ladder(
-        sigmas=torch.from_numpy(levels),
-        timesteps=torch.from_numpy(t),
-        start_scale=float(np.hypot(1, levels[0]) if unit_start else levels[0]),
-        end_scale=float(1 / np.hypot(1, last)),
-    )
+    return _ladder(schedule, rule, levels, t)
+
+
+def ladder_at(schedule: NoiseSchedule, timesteps: StepList, rule: LadderRule) -> Ladder:
+    """The ladder that visits these timesteps, falling, and ends as one of `make_ladder` does: Diffusers'
+    `set_timesteps(timesteps=...)`. Raises UserError for a list that does not fall within the schedule."""
+    t = _falling("timesteps", timesteps, schedule.n_timesteps - 1)
+    t = np.trunc(t) if rule.whole_timesteps else t
+    sigmas = np.interp(t, np.arange(schedule.n_timesteps), _sigma_table(schedule, rule))
+    levels = np.append(sigmas, _last_sigma(schedule, rule))
+    if not (np.diff(levels)[:-1] < 0).all() or levels[-2] < levels[-1]:
+        raise UserError("timesteps: each must be a whole one of its own for this sampler")
+    return _ladder(schedule, rule, levels, t)
+
+
+def ladder_through(schedule: NoiseSchedule, sigmas: StepList, rule: LadderRule) -> Ladder:
+    """The ladder of these noise levels, falling, the last of them, mostly 0, being where it ends: Diffusers'
+    `set_timesteps(sigmas=...)`. Raises UserError for a list that does not fall within the schedule."""
+    levels = _falling("sigmas", sigmas, float(schedule.sigma[-1]))
+    if len(levels) < 2:
+        raise UserError("sigmas: give at least two, the last of which is where sampling ends, mostly 0")
+    t = schedule.sigma_to_t(torch.from_numpy(levels[:-1])).numpy()
+    return _ladder(schedule, rule, levels, np.round(t) if rule.whole_timesteps else t)
 
 
 def karras_sigmas(sigma_min: float, sigma_max: float, n_steps: int, rho: float = 7.0) -> np.ndarray:
@@ -118,6 +133,40 @@ def karras_sigmas(sigma_min: float, sigma_max: float, n_steps: int, rho: float =
 def exponential_sigmas(sigma_min: float, sigma_max: float, n_steps: int) -> np.ndarray:
     """Falling sigmas, equally far apart in log(sigma)."""
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n_steps))
+
+
+def _sigma_table(schedule: NoiseSchedule, rule: LadderRule) -> np.ndarray:
+    """The sigma of each timestep."""
+    table = schedule.sigma.numpy()
+    return np.where(schedule.alpha_bar.numpy() == 0, NO_SIGNAL, table) if rule.exact_zero_snr else table
+
+
+def _last_sigma(schedule: NoiseSchedule, rule: LadderRule) -> float:
+    """Where sampling ends."""
+    config = schedule.config
+    ends_low = config.final_sigmas_type == "sigma_min" or (rule.ends_in_first_timestep and not config.set_alpha_to_one)
+    return float(schedule.sigma[0]) if ends_low else 0.0
+
+
+def _ladder(schedule: NoiseSchedule, rule: LadderRule, levels: np.ndarray, t: np.ndarray) -> Ladder:
+    unit_start = rule.unit_start or schedule.config.timestep_spacing == "leading"
+    return Ladder(
+        sigmas=torch.from_numpy(levels),
+        timesteps=torch.from_numpy(t),
+        start_scale=float(np.hypot(1, levels[0]) if unit_start else levels[0]),
+        end_scale=float(1 / np.hypot(1, levels[-1])),
+    )
+
+
+def _falling(name: str, values: StepList, highest: int | float) -> np.ndarray:
+    """The list as float64. Raises UserError unless it falls, from `highest` at most, down to 0 at least; a
+    thousandth above is rounding, as published lists have it."""
+    given = np.asarray(values, dtype=np.float64)
+    if given.ndim != 1 or not len(given) or not np.isfinite(given).all():
+        raise UserError(f"{name}: give a list of numbers")
+    if (np.diff(given) >= 0).any() or given[0] > highest * 1.001 or given[-1] < 0:
+        raise UserError(f"{name} must fall from {highest:g} at most to 0 at least, and {given.tolist()} do not")
+    return given
 
 
 def _timesteps(schedule: NoiseSchedule, n_steps: int, rule: LadderRule) -> np.ndarray:

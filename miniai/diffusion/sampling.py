@@ -14,7 +14,15 @@ from miniai.base.errors import UserError
 from miniai.base.seeds import randn
 from miniai.diffusion import multistep, samplers
 from miniai.diffusion.denoiser import clipped
-from miniai.diffusion.ladder import Ladder, LadderRule, SigmaSpacing, make_ladder
+from miniai.diffusion.ladder import (
+    Ladder,
+    LadderRule,
+    SigmaSpacing,
+    StepList,
+    ladder_at,
+    ladder_through,
+    make_ladder,
+)
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback, no_noise
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType, ScheduleConfig
 
@@ -45,9 +53,23 @@ class Sampler:
     takes: tuple[str, ...] = ()
     sigma_spacing: SigmaSpacing = "timesteps"
 
-    def ladder(self, schedule: NoiseSchedule, n_steps: int) -> Ladder:
-        """The sigmas and timesteps of `n_steps` steps; raises UserError when they do not fit the schedule."""
-        return make_ladder(schedule, n_steps, self.rule, self.sigma_spacing)
+    def ladder(
+        self, schedule: NoiseSchedule, n_steps: int, timesteps: StepList | None = None, sigmas: StepList | None = None
+    ) -> Ladder:
+        """The sigmas and timesteps of `n_steps` steps, or of a list of either that is given in their place.
+
+        Raises UserError when they do not fit the schedule, and for a list that the sampler cannot follow."""
+        if timesteps is None and sigmas is None:
+            return make_ladder(schedule, n_steps, self.rule, self.sigma_spacing)
+        if timesteps is not None and sigmas is not None:
+            raise UserError("give either timesteps or sigmas, not both")
+        if self.name == "pndm" or self.sigma_spacing != "timesteps":
+            reason = "takes steps of one size" if self.name == "pndm" else "places its steps itself"
+            raise UserError(f"{self.title} {reason}: leave timesteps and sigmas out, or choose another sampler")
+        if timesteps is not None:
+            return ladder_at(schedule, timesteps, self.rule)
+        assert sigmas is not None
+        return ladder_through(schedule, sigmas, self.rule)
 
 
 _BETWEEN = LadderRule()

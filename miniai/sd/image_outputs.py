@@ -1,5 +1,6 @@
 """Painted pictures in the form asked for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,10 @@ class StableDiffusionOutput:
 
     images: list[Image.Image] | Tensor | np.ndarray
     nsfw_content_detected: list[bool] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Both, as the tuple that Diffusers returns with `return_dict=False`."""
+        return iter((self.images, self.nsfw_content_detected))
 
     def __getitem__(self, key: int | str) -> Any:
         """By number or by name, as Diffusers' outputs: `output[0]`, `output["images"]`."""

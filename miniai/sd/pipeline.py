@@ -15,6 +15,7 @@ from miniai.base.images import to_pil
 from miniai.base.memory import give_back_memory, give_back_unwritten
 from miniai.diffusion.denoiser import NetworkDenoiser, guided
 from miniai.diffusion.inverse import PictureLoss, loss_guided
+from miniai.diffusion.ladder import StepList
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
@@ -214,6 +215,9 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         cache_branch_id: int = 0,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cross_attention_kwargs: dict[str, Any] | None = None,
+        timesteps: StepList | None = None,
+        sigmas: StepList | None = None,
+        return_dict: bool = True,
     ) -> StableDiffusionOutput:
         """Paint `num_images_per_prompt` pictures of each prompt.
 
@@ -241,6 +245,8 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         - callback_on_step_end: see `StepCallback`; it may change "latents", and end early: by raising `StopSampling`
           with the estimate of its step, by setting `_interrupt`, as in Diffusers, with the latents.
         - cross_attention_kwargs: {"scale": 0.5} takes half of the strength of each LoRA that is active.
+        - timesteps, sigmas: lists of where the steps lie, in place of `num_inference_steps`: see `Sampler.ladder`.
+        - return_dict: for programs written for Diffusers; what is returned can be unpacked as a tuple either way.
 
         Raises UserError for a request that cannot be met.
         """
@@ -267,8 +273,8 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         # 3. The noise levels that the sampler will visit
         method = sampler_from_file(self.scheduler_config, SCHEDULER) if sampler is None else find_sampler(sampler)
         schedule = NoiseSchedule(schedule_config(self.scheduler_config, method, SCHEDULER))
-        ladder = method.ladder(schedule, num_inference_steps)
-        n_skipped = skipped_steps(num_inference_steps, strength, source.mask is not None) if source else 0
+        ladder = method.ladder(schedule, num_inference_steps, timesteps, sigmas)
+        n_skipped = skipped_steps(ladder.n_steps, strength, source.mask is not None) if source else 0
         doubles = method.name == "pndm" and n_skipped > 1  # Diffusers' list has PNDM's second timestep twice
         ladder = ladder.after(n_skipped - doubles) if n_skipped else ladder
 

@@ -43,10 +43,15 @@ def _scheduler(class_name: str, values: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def diffusers_loop(
-    scheduler: Any, n_steps: int, start: Tensor, seed: int, model: Callable[..., Tensor] = network, **options: Any
+    scheduler: Any,
+    n_steps: int | dict[str, Any],
+    start: Tensor,
+    seed: int,
+    model: Callable[..., Tensor] = network,
+    **options: Any,
 ) -> Tensor:
-    """Sampling as Diffusers' pipelines write it, from unit noise `start`."""
-    scheduler.set_timesteps(n_steps)
+    """Sampling as Diffusers' pipelines write it, from unit noise `start`; `n_steps` may be {"timesteps": [...]}."""
+    scheduler.set_timesteps(**n_steps) if isinstance(n_steps, dict) else scheduler.set_timesteps(n_steps)
     x = start * scheduler.init_noise_sigma
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = torch.Generator().manual_seed(seed)

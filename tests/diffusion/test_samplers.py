@@ -16,6 +16,7 @@ from diffusers_oracle import (
 )
 from torch import Tensor
 
+from miniai.base.errors import UserError
 from miniai.diffusion.denoiser import NetworkDenoiser
 from miniai.diffusion.samplers import ddim, ddpm, heun
 from miniai.diffusion.sampling import SAMPLERS, Sampler, find_sampler, sample, schedule_config
@@ -24,10 +25,12 @@ from miniai.diffusion.schedule import NoiseSchedule
 STOCHASTIC = {"euler_a", "ddpm", "dpmpp_2m_sde"}
 
 
-def our_loop(sampler: Sampler, file: dict[str, Any], n_steps: int, start: Tensor, seed: int, **options: Any) -> Tensor:
+def our_loop(
+    sampler: Sampler, file: dict[str, Any], n_steps: int | dict[str, Any], start: Tensor, seed: int, **options: Any
+) -> Tensor:
     config = schedule_config(file, sampler, "scheduler_config.json")
     schedule = NoiseSchedule(config)
-    ladder = sampler.ladder(schedule, n_steps)
+    ladder = sampler.ladder(schedule, 0, **n_steps) if isinstance(n_steps, dict) else sampler.ladder(schedule, n_steps)
     return sample(
         sampler,
         NetworkDenoiser(network, schedule, ladder),
@@ -41,7 +44,7 @@ def our_loop(sampler: Sampler, file: dict[str, Any], n_steps: int, start: Tensor
 
 
 def assert_equal_to_diffusers(
-    sampler: Sampler, file: dict[str, Any], n_steps: int, tolerance: float = 1e-5, **options: Any
+    sampler: Sampler, file: dict[str, Any], n_steps: int | dict[str, Any], tolerance: float = 1e-5, **options: Any
 ) -> None:
     theirs = diffusers_loop(diffusers_scheduler(sampler, file), n_steps, start_noise(), 1, **options)
     ours = our_loop(sampler, file, n_steps, start_noise(), 1, **options)
@@ -77,6 +80,57 @@ def test_the_loop_equals_diffusers_on_karras_and_exponential_sigmas(
 ) -> None:
     file = {**STABLE_DIFFUSION, "prediction_type": prediction_type}
     assert_equal_to_diffusers(find_sampler(f"{name}_{sigma_spacing}"), file, 12, tolerance=1e-4)
+
+
+# Ten steps that were optimised for Stable Diffusion 1.5 (Sabour et al. 2024, "Align Your Steps", table of the paper).
+ALIGNED = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["euler", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_the_loop_over_timesteps_that_are_given_equals_diffusers(name: str, prediction_type: str, spacing: str) -> None:
+    file = {**STABLE_DIFFUSION, "prediction_type": prediction_type, "timestep_spacing": spacing}
+    for timesteps in (ALIGNED, [700, 10], [999, 998, 500, 3, 0]):
+        assert_equal_to_diffusers(SAMPLERS[name], file, {"timesteps": timesteps}, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loop_over_sigmas_that_are_given_equals_diffusers(prediction_type: str) -> None:
+    file = {**STABLE_DIFFUSION, "prediction_type": prediction_type}
+    sigmas = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
+    assert_equal_to_diffusers(SAMPLERS["euler"], file, {"sigmas": sigmas}, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "pndm"])
+def test_a_sampler_given_its_own_steps_takes_them(name: str) -> None:
+    file = {**STABLE_DIFFUSION, "timestep_spacing": "leading"}
+    ladder = SAMPLERS[name].ladder(NoiseSchedule(schedule_config(file, SAMPLERS[name], "f")), 8)
+    own = our_loop(SAMPLERS[name], file, 8, start_noise(), 1)
+    for given in ({"timesteps": ladder.timesteps.numpy()}, {"sigmas": ladder.sigmas.tolist()}):
+        assert relative_error(our_loop(SAMPLERS[name], file, given, start_noise(), 1), own) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "lists", "message"),
+    [
+        ("pndm", {"timesteps": [500, 0]}, "takes steps of one size"),
+        ("euler_karras", {"sigmas": [1.0, 0.0]}, "Euler Karras places its steps itself"),
+        ("euler", {"timesteps": [500, 0], "sigmas": [1.0, 0.0]}, "not both"),
+        ("euler", {"timesteps": []}, "give a list of numbers"),
+        ("euler", {"timesteps": [500, 500]}, "must fall from 999"),
+        ("euler", {"timesteps": [1000, 0]}, "must fall from 999"),
+        ("euler", {"timesteps": [500, -1]}, "to 0 at least"),
+        ("euler", {"timesteps": [float("nan")]}, "give a list of numbers"),
+        ("ddim", {"timesteps": [500.5, 500.2]}, "a whole one of its own"),
+        ("euler", {"sigmas": [20.0, 0.0]}, r"must fall from 14\.6"),
+        ("euler", {"sigmas": [1.0]}, "at least two"),
+    ],
+)
+def test_lists_that_no_sampler_can_follow_are_refused(name: str, lists: dict[str, Any], message: str) -> None:
+    sampler = find_sampler(name)
+    with pytest.raises(UserError, match=message):
+        sampler.ladder(NoiseSchedule(schedule_config(STABLE_DIFFUSION, sampler, "f")), 10, **lists)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -78,6 +78,24 @@ def test_the_same_start_gives_the_same_latents_as_diffusers(pair: Pair, schedule
     assert relative_error(ours, theirs) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "sampler", "lists"),
+    [
+        ("EulerDiscreteScheduler", "euler", {"sigmas": [10.0, 4.5, 1.0, 0.3, 0.0]}),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m", {"timesteps": [999, 850, 645, 455, 233, 24]}),
+    ],
+)
+def test_steps_that_are_given_are_those_of_diffusers(
+    pair: Pair, scheduler: str, sampler: str, lists: dict[str, Any]
+) -> None:
+    use_scheduler(pair, scheduler)
+    request: dict[str, Any] = {"prompt": PROMPTS, "guidance_scale": 2.0, "latents": start(pair, 2), **lists}
+    theirs, _ = pair.theirs(**request, output_type="latent", return_dict=False)
+    ours, flags = pair.ours(**request, output_type="latent", return_dict=False, sampler=sampler)
+    assert flags is None
+    assert relative_error(ours, theirs) < 1e-4
+
+
 def test_the_sampler_named_in_the_folder_is_the_default(pair: Pair) -> None:
     request: dict[str, Any] = {
         "prompt": PROMPTS,
