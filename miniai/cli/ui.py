@@ -1,5 +1,6 @@
 """`miniai ui`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -66,11 +67,16 @@ def ui(
     from miniai.ui.painter import Painter
     from miniai.ui.server import PageServer
 
-    with PageServer(Painter(base), host, port) as server:
+    with PageServer(host, port) as server:
+        server.painter = Painter(base)
         typer.echo(server.address)
         if open_it:
             typer.launch(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            server.painter.close()
+            typer.echo("stopping when the step is done; once more to stop at once", err=True)
+            try:
+                server.painter.close()
+            except KeyboardInterrupt:
+                os._exit(130)  # the step is computed in a thread that Python would wait for

@@ -100,6 +100,8 @@ class Adapters:
         if wanted == self._applied:
             return
         layers = {name for change in (*wanted, *self._applied) for name in self.loaded[change]}
+        # Should memory run out halfway, the next call finds that nothing is as it was, and does all of it again.
+        self._applied = dict.fromkeys((*self._applied, *wanted), math.nan)
         for name in sorted(layers):
             layer = network.get_submodule(name)
             weight = read_weight(layer)

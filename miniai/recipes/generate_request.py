@@ -132,7 +132,7 @@ def check_request(request: GenerateRequest) -> None:
 def check_ranges(*numbers: tuple[str, int | float | None, int, int, str]) -> None:
     """Raise UserError for the first of (name, value, least, most, unit) that is out of range; None always passes."""
     for name, value, low, high, unit in numbers:
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
+        if value is not None and not low <= value <= high:  # nor is a NaN
             raise UserError(f"{name} {value} is out of range: give {low} to {high} {unit}".rstrip())
 
 

@@ -120,7 +120,7 @@ class Loader:
         self.shuffle, self.drop_last, self.n_workers = shuffle, drop_last, n_workers
         self.collate = collate or default_collate
         self.shard = (0, 1)
-        self._looked_up: tuple[tuple[int, tuple[int, int]], list[Tensor]] | None = None
+        self._looked_up: tuple[tuple[Any, ...], list[Tensor]] | None = None
         self._workers: DataLoader | None = None
         self._reading: weakref.ref[Generator[Any, None, None]] | None = None  # the batches that `_workers` read now
         if batch_size < 1:
@@ -152,7 +152,7 @@ class Loader:
 
     def items_of(self, epoch: int, index: int) -> list[int]:
         """The items of batch number `index` of `epoch`; quick for one batch after the other."""
-        key = (epoch, self.shard)
+        key = (epoch, self.shard, self.seed, self.batch_size, self.shuffle, self.drop_last, self.n_items)
         if self._looked_up is None or self._looked_up[0] != key:
             self._looked_up = (key, self.indices(epoch))
         return self._looked_up[1][index].tolist()

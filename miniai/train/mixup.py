@@ -1,5 +1,7 @@
 """MixUp: a picture and another of its batch, one over the other, and their labels in the same shares."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ class MixUp(Callback):
 
     The batch is (pictures (b, c, h, w), labels (b), ...), and becomes (pictures, shares (b, n_classes), ...), which
     `F.cross_entropy` takes in the same way. Neighbours are 0 and 1, 2 and 3 and so on, of a batch in the epoch's own
-    order; the last of an odd number stays as it is. From the share `until` of the training on, pictures are left as
+    order; the last of an odd number stays as it is (of several processes, those whose part of a batch is even mix as
+    one does). From the share `until` of the training on, pictures are left as
     they are: the end is then on pictures such as those that count (He et al. 2019, arXiv 1909.09148). A share follows
     from (seed of the data, epoch, index), as all augmentation does.
 
@@ -40,8 +43,8 @@ class MixUp(Callback):
     order = -70  # after Augment: each picture is changed on its own before it is mixed
 
     def __init__(self, alpha: int | float, n_classes: int, until: int | float = 1.0) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha of Beta(alpha, alpha) must be above zero, not {alpha}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha of Beta(alpha, alpha) must be above zero, and finite, not {alpha}")
         self.alpha, self.n_classes, self.until = alpha, n_classes, until
 
     def before_batch(self, learner: Learner) -> None:
@@ -55,7 +58,8 @@ class MixUp(Callback):
             shares = beta(self.alpha, generators).to(images.device)
             partners = neighbours(len(images)).to(images.device)
             images, targets = (mixed(values, values[partners], shares) for values in (images, targets))
-        learner.batch = (images, targets, *others)
+        whole = (images, targets, *others)
+        learner.batch = type(learner.batch)(*whole) if hasattr(learner.batch, "_fields") else whole
 
 
 def beta(alpha: int | float, generators: Generators) -> Float[Tensor, " b"]:
@@ -77,4 +81,4 @@ def mixed(
     own: Float[Tensor, "b *shape"], other: Float[Tensor, "b *shape"], shares: Float[Tensor, " b"]
 ) -> Float[Tensor, "b *shape"]:
     """`shares` of `own`, the rest of `other`."""
-    return torch.lerp(other, own, shares.view(-1, *[1] * (own.ndim - 1)))
+    return torch.lerp(other, own, shares.to(own.dtype).view(-1, *[1] * (own.ndim - 1)))

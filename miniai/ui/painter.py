@@ -3,12 +3,16 @@
 import base64
 import binascii
 import io
+import math
+import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from miniai.base.configs import config_from_dict
 from miniai.base.device import pick_device
-from miniai.base.errors import UserError
+from miniai.base.errors import UserError, UserNotice
 from miniai.base.files import make_folder
 from miniai.base.images import open_image, read_parameters
 from miniai.diffusion.sampling import SAMPLERS
@@ -36,6 +40,7 @@ from miniai.recipes.generate import (
 )
 from miniai.recipes.generate_request import (
     GenerateRequest,
+    check_ranges,
     check_request,
     choose_targets,
     fresh_seed,
@@ -44,11 +49,12 @@ from miniai.recipes.generate_request import (
     take_lora_tags,
 )
 from miniai.sd.textual_inversion import read_words
+from miniai.ui.settings import read_settings
 
 PREVIEW_SHARE = 0.1  # of the time at most goes to previews, which a large model is slow to decode
 N_LISTED = 200
 PICTURE_NAME = re.compile(r"[^/\\\0]+\.png")
-_SETTINGS = re.compile(r"(Steps|Sampler|CFG scale|Seed|Size): ([^,]+)")
+MAX_STRENGTH = 100  # of a LoRA
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -71,6 +77,8 @@ class Order:
     strength: int | float | None = None
     mask: str | None = None
     guidance_rescale: int | float = 0.0
+    guidance_interval: tuple[int | float, int | float] | None = None
+    cache_interval: int = 1
     eta: int | float = 0.0
     clip_skip: int | None = None
     prompt_syntax: str = "plain"
@@ -82,21 +90,28 @@ class Order:
         """Raises UserError for an unknown field, and for a value of another type."""
         if not isinstance(values, dict):
             raise UserError('an order is a JSON object, such as {"prompt": "a cat"}')
-        return config_from_dict(cls, values, "the order")
+        order = config_from_dict(cls, values, "the order")
+        # Half of a surrogate pair, which JSON can hold and a PNG cannot, becomes a question mark.
+        texts = {name: getattr(order, name).encode(errors="replace").decode() for name in ("prompt", "negative_prompt")}
+        return replace(order, **texts)
 
-    def request(self, base: GenerateRequest, folder: Path) -> GenerateRequest:
-        """As `miniai generate` has it, with the options of `base` that hold for all orders; pictures are written to
-        `folder`. Raises UserError for what is no picture, an unknown LoRA, and a number out of range."""
+    def request(self, base: GenerateRequest, loras: dict[str, Path], folder: Path) -> GenerateRequest:
+        """As `miniai generate` has it, with the options of `base` that hold for all orders, and the files that `loras`
+        names; pictures are written to `folder`. Raises UserError for what is no picture, an unknown LoRA, and a number
+        out of range."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("image", "mask"):
             if given[name] is not None:
                 given[name] = _write_picture(given[name], folder / f"{name}.png")
-        paths = {lora_name(path): path for path, _ in base.loras}
-        for name, _ in self.loras:
-            if name not in paths:
+        if self.guidance_interval is not None:
+            given["guidance_interval"] = tuple(map(float, self.guidance_interval))
+        strengths = dict(base.loras)
+        for name, strength in self.loras:
+            if name not in loras:
                 raise UserError(f"there is no LoRA {name!r}: give its file when you start the page, --lora FILE")
-        strengths = dict(self.loras)
-        given["loras"] = tuple((path, float(strengths.get(lora_name(path), 1.0))) for path, _ in base.loras)
+            check_ranges((f"the strength of {name}", strength, -MAX_STRENGTH, MAX_STRENGTH, ""))
+            strengths[loras[name]] = float(strength)
+        given["loras"] = tuple(strengths.items())
         request = replace(base, **given)
         check_request(request)
         check_sampler(request.sampler)
@@ -119,23 +134,25 @@ class Painter:
         self.base, self.out = base, base.out
         self.model = base.model or packaged_model()
         self.pipe = load_pipeline(self.model, base, pick_device(base.device))
+        self.loras = named(path for path, _ in base.loras)
         self.words = [one.word for path in base.embeddings for one in read_words(path)]
         self._strengths = {str(path): float(strength) for path, strength in base.loras}
         make_folder(self.out)
+        self._closed = False
         self._stops: set[threading.Event] = set()
+        self._read: dict[tuple[str, int, int], dict[str, Any]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="painter")
 
     def settings(self) -> dict[str, Any]:
         """What the page needs to know before it asks: names, defaults, what can be chosen."""
         size = self.pipe.unet.config.sample_size * self.pipe.vae.config.factor
-        own = self.model == packaged_model()
         return {
             "model": self.model.name,
             "size": size,
             "multiple": self.pipe.vae.config.factor,
             "samplers": [{"name": one.name, "title": one.title} for one in SAMPLERS.values()],
-            "styles": [STYLE_WORDS[style] for style in STYLES] if own else [],
-            "loras": [{"name": lora_name(path), "strength": strength} for path, strength in self.base.loras],
+            "styles": [STYLE_WORDS[style] for style in STYLES] if self.base.model is None else [],
+            "loras": [{"name": name, "strength": dict(self.base.loras)[path]} for name, path in self.loras.items()],
             "words": self.words,
             "defaults": {"steps": self.base.steps, "guidance_scale": self.base.guidance_scale},
         }
@@ -143,18 +160,26 @@ class Painter:
     def order(self, order: Order, tell: Tell, stop: threading.Event) -> None:
         """Paint, when it is this order's turn, and return when that is done; `stop` set from elsewhere stops it.
 
-        `tell` hears {"event": "step", "step", "n_steps"} after each step, now and then with a "preview" (a data URL),
-        and at last one of {"event": "done", "seed", "pictures"} (each as `picture` has it), {"event": "error",
-        "message"} and {"event": "stopped"}.
+        `tell` hears {"event": "waiting"} if another is being painted, {"event": "notice", "message"} of what is done
+        otherwise than asked, {"event": "step", "step", "n_steps"} after each step, now and then with a "preview" (a
+        data URL), and at last one of {"event": "done", "seed", "pictures"} (each as `picture` has it), {"event":
+        "error", "message"} and {"event": "stopped"}.
         """
+        if self._stops:
+            tell({"event": "waiting"})
         self._stops.add(stop)
         try:
             self._thread.submit(self._told, order, tell, stop).result()
+        except RuntimeError:
+            if not self._closed:
+                raise
+            tell({"event": "stopped"})
         finally:
             self._stops.discard(stop)
 
     def close(self) -> None:
         """Stop what is being painted and what waits."""
+        self._closed = True
         for stop in list(self._stops):
             stop.set()
         self._thread.shutdown()
@@ -163,45 +188,65 @@ class Painter:
         try:
             if stop.is_set():
                 raise Stopped
-            tell(self._painted(order, tell, stop))
+            with notices_to(lambda text: tell({"event": "notice", "message": text})):
+                done = self._painted(order, tell, stop)
+            tell(done)
         except Stopped:
             tell({"event": "stopped"})
         except UserError as error:
             tell({"event": "error", "message": in_words(error)})
+        except OSError as error:  # such as a full disk
+            tell({"event": "error", "message": f"cannot read or write: {error.strerror}"})
 
     def _painted(self, order: Order, tell: Tell, stop: threading.Event) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            request = order.request(self.base, Path(folder))
+            request = order.request(self.base, self.loras, Path(folder))
             targets = choose_targets(request)
-            image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
+            try:
+                image, mask = (None if path is None else open_image(path) for path in (request.image, request.mask))
+            except UserError as error:
+                raise UserError(str(error).replace(f"{folder}{os.sep}", "")) from error
         seed = fresh_seed() if request.seed is None else request.seed
         asked = take_lora_tags(request)
-        self._take_strengths({str(path): strength for path, strength in asked.loras})
         steps = Steps(self.pipe, tell, stop)
         with memory_to_user_error():
+            self._take_strengths({str(path): strength for path, strength in asked.loras})
             images, _ = paint(self.pipe, asked, seed, image, mask, on_step=steps)
+        if stop.is_set():
+            raise Stopped
         save_pictures(self.pipe, request, self.model, seed, images, targets)
         names = [path.name for path in targets.singles or (targets.main,)]
         return {"event": "done", "seed": seed, "pictures": [self.picture(self.out / name) for name in names]}
 
     def _take_strengths(self, strengths: dict[str, float]) -> None:
         if strengths != self._strengths:
+            self._strengths = {}  # should memory run out halfway
             self.pipe.set_adapters(list(strengths), list(strengths.values()))
             self._strengths = strengths
 
     def pictures(self) -> list[dict[str, Any]]:
         """The newest pictures of the folder, the newest first."""
-        found = [path for path in self.out.glob("*.png") if path.is_file() and PICTURE_NAME.fullmatch(path.name)]
-        found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-        return [self.picture(path) for path in found[:N_LISTED]]
+        found = []
+        for path in self.out.glob("*.png"):
+            with suppress(OSError, UnicodeError):  # gone meanwhile; a name that no address can hold
+                path.name.encode()
+                if path.is_file():
+                    found.append((path.stat().st_mtime_ns, path))
+        return [self.picture(path) for _, path in sorted(found, reverse=True)[:N_LISTED]]
 
     def picture(self, path: Path) -> dict[str, Any]:
-        """Its name, the text that it carries, and the settings in that which the page can take up again."""
+        """Its name and time (of its last change), the text that it carries, and the settings in that, to be taken up
+        again; remembered while the file is the same."""
         try:
-            text = read_parameters(path) or ""
-        except UserError:
-            text = ""
-        return {"name": path.name, "parameters": text, "settings": read_settings(text)}
+            stat = path.stat()
+            key = (path.name, stat.st_mtime_ns, stat.st_size)
+            if key not in self._read:
+                text = read_parameters(path) or ""
+                settings = read_settings(text)
+                self._read[key] = {"name": path.name, "time": key[1], "parameters": text, "settings": settings}
+            return self._read[key]
+        except (OSError, UserError):
+            return {"name": path.name, "time": 0, "parameters": "", "settings": {}}
 
 
 class Steps:
@@ -219,38 +264,53 @@ class Steps:
         news: dict[str, Any] = {"event": "step", "step": step, "n_steps": n_steps}
         begin = time.monotonic()
         if begin >= self.next_preview:
-            news["preview"] = as_data_url(as_grid(preview(self.pipe, denoised)))
-            seconds = time.monotonic() - begin
-            self.next_preview = begin + seconds / PREVIEW_SHARE
+            try:
+                news["preview"] = as_data_url(as_grid(preview(self.pipe, denoised)))
+                self.next_preview = begin + (time.monotonic() - begin) / PREVIEW_SHARE
+            except (UserError, MemoryError, RuntimeError):  # the picture itself may do without
+                self.next_preview = math.inf
         self.tell(news)
 
 
+def named(paths: Iterable[Path]) -> dict[str, Path]:
+    """Each LoRA by its file's name, and those of one name by numbers, too.
+
+    >>> list(named([Path("a/ink.safetensors"), Path("b/ink.safetensors")]))
+    ['ink', 'ink 2']
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = lora_name(path)
+        same = [known for known in found.values() if lora_name(known) == name]
+        found[f"{name} {len(same) + 1}" if same else name] = path
+    return found
+
+
+@contextmanager
+def notices_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """Notices for the user go to `tell` inside the `with`, each text once."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, UserNotice) and str(message) not in told:
+            told.add(str(message))
+            tell(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserNotice)
+        warnings.showwarning = show
+        yield
+
+
 def in_words(error: UserError) -> str:
-    """An error's line for those who see a page and no command line: "--guidance-scale" is "guidance scale"."""
-    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda match: match[1].replace("-", " "), str(error))
+    """An error's line for those who see a page: what the page asks for by name is called so, "guidance scale" and not
+    "--guidance-scale"; other options are those of `miniai ui`."""
+    own = {field.name.replace("_", "-") for field in fields(Order)}
 
+    def word(match: re.Match[str]) -> str:
+        return match[1].replace("-", " ") if match[1] in own else match[0]
 
-def read_settings(parameters: str) -> dict[str, Any]:
-    """The fields of an Order in the text that a picture carries (`parameters_text`); {} if it is none of ours."""
-    said, newline, numbers = parameters.rpartition("\nSteps: ")
-    if not newline:
-        return {}
-    found = dict(_SETTINGS.findall(f"Steps: {numbers}"))
-    prompt, _, negative = said.partition("\nNegative prompt: ")
-    try:
-        width, height = map(int, found["Size"].split("x"))
-        return {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "steps": int(found["Steps"]),
-            "sampler": found["Sampler"],
-            "guidance_scale": float(found["CFG scale"]),
-            "seed": int(found["Seed"]),
-            "width": width,
-            "height": height,
-        }
-    except (KeyError, ValueError):
-        return {}
+    return re.sub(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", word, str(error))
 
 
 def as_data_url(image: Image.Image) -> str:

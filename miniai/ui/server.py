@@ -8,13 +8,18 @@
 | GET /pictures/NAME.png | one of them |
 | POST /api/paint, an `Order` as JSON | lines of JSON, see `Painter.order`; who closes the connection stops the order |
 
-Only this machine is answered, and of its browsers only the page itself: a request must name the server by its own
-address, and must not come from another site's page.
+Of this machine's browsers only the page itself is answered: a request must name the server by an address of its own,
+and must not come from another site's page. So it is with `--host 0.0.0.0`, but for everyone who reaches the machine.
 """
 
+import ipaddress
 import json
 import queue
+import select
+import socket
+import sys
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -31,6 +36,7 @@ PAGE = {
 }
 MAX_BYTES = 64 * 2**20  # of an order, which may hold two pictures
 SECONDS_OF_SILENCE = 60  # after which whoever sends nothing is left
+SECONDS_BETWEEN_LOOKS = 0.5  # whether who ordered a picture is still there
 POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -43,12 +49,15 @@ class RefusedError(Exception):
 
 
 class PageServer(ThreadingHTTPServer):
-    """Answers on `host` and `port` (0: a free one) for `painter`. Raises UserError if the address is not to be had."""
+    """Answers on `host` and `port` (0: a free one), for a `painter` that it is given before `serve_forever`.
+
+    Raises UserError if the address is not to be had."""
 
     daemon_threads = True
+    painter: Painter
 
-    def __init__(self, painter: Painter, host: str = "127.0.0.1", port: int = 7860) -> None:
-        self.painter = painter
+    def __init__(self, host: str = "127.0.0.1", port: int = 7860) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), PageHandler)
         except (OSError, OverflowError) as error:
@@ -59,14 +68,24 @@ class PageServer(ThreadingHTTPServer):
     def address(self) -> str:
         """What to type into a browser."""
         host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}/"
 
     def is_named(self, host: str) -> bool:
-        """Whether a request that names `host` means this server, and not a site that a name server lied about."""
-        own, port = str(self.server_address[0]), self.server_address[1]
-        if own == "0.0.0.0":  # asked for by hand: any name of this machine will do
-            return True
-        return host in {f"{name}:{port}" for name in (own, "localhost", "127.0.0.1")}
+        """Whether a request for `host` ("name:port", or "name" alone) means this server, and not a site whose name
+        server lied: it names the machine by a number, or by its own name. (Ports differ where they are forwarded.)"""
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in ("localhost", socket.gethostname().lower()):
+                return True
+            own = ipaddress.ip_address(str(self.server_address[0]))
+            asked = ipaddress.ip_address(name)
+            return own.is_unspecified or asked == own or (own.is_loopback and asked.is_loopback)
+        return False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class PageHandler(BaseHTTPRequestHandler):
@@ -92,14 +111,23 @@ class PageHandler(BaseHTTPRequestHandler):
             if not self.server.is_named(host):
                 raise RefusedError(HTTPStatus.FORBIDDEN, f"this is not {host}: open {self.server.address}")
             origin = self.headers.get("Origin")
-            if origin is not None and origin != f"http://{host}":
+            path = self._path()
+            site = self.headers.get("Sec-Fetch-Site", "none")  # which browsers send, and no page can change
+            foreign = site not in ("none", "same-origin") and path != "/"  # to open it by a link is no harm
+            if foreign or (origin is not None and origin != f"http://{host}"):
                 raise RefusedError(HTTPStatus.FORBIDDEN, "only the page itself may ask")
-            method(urlsplit(self.path).path)
+            method(path)
         except RefusedError as refusal:
             self.close_connection = True  # what is left of its body is not the next request
             self._json({"message": str(refusal)}, refusal.status)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True
+
+    def _path(self) -> str:
+        try:
+            return urlsplit(self.path).path
+        except ValueError:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "this is no address") from None
 
     def _get(self, path: str) -> None:
         painter = self.server.painter
@@ -146,18 +174,27 @@ class PageHandler(BaseHTTPRequestHandler):
 
         threading.Thread(target=work, daemon=True).start()
         try:
-            while (one := news.get()) is not None:
+            while (one := self._next(news)) is not None:
                 self.wfile.write(json.dumps(one).encode() + b"\n")
                 self.wfile.flush()
         except OSError:
             stop.set()
+
+    def _next(self, news: "queue.SimpleQueue[dict[str, Any] | None]") -> dict[str, Any] | None:
+        """What is told next. Raises ConnectionError if nobody is there any more to hear it."""
+        while True:
+            with suppress(queue.Empty):
+                return news.get(timeout=SECONDS_BETWEEN_LOOKS)
+            ready, _, _ = select.select([self.connection], [], [], 0)
+            if ready and not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionError
 
     def _body(self) -> Any:
         """The JSON that was sent."""
         if self.headers.get_content_type() != "application/json":
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send an order as application/json")
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
+        if not length.isascii() or not length.isdigit() or len(length) > 12:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "say how long the order is: Content-Length")
         if int(length) > MAX_BYTES:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an order has at most {MAX_BYTES >> 20} MB")
@@ -184,7 +221,8 @@ class PageHandler(BaseHTTPRequestHandler):
             ("Content-Security-Policy", POLICY),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
-            ("Cache-Control", "no-store"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("Cache-Control", "private, max-age=86400" if kind == "image/png" else "no-store"),
         ):
             self.send_header(name, value)
         self.end_headers()

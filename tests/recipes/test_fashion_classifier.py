@@ -22,6 +22,7 @@ from miniai.recipes.fashion_classifier import (
 from miniai.train.augment import RandomFlip, item_generators
 from miniai.train.fashion_mnist import load_fashion_mnist
 from miniai.train.inference import as_it_is, flipped, predict_with_views
+from miniai.train.mixup import MixUp
 
 DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
 CPU = torch.device("cpu")
@@ -102,6 +103,18 @@ def mean_change(strength: Strength) -> torch.Tensor:
         if not isinstance(augmentation, RandomFlip):
             changed = augmentation(changed, item_generators(0, 0, list(range(64)), k))
     return (changed - pictures).abs().mean()
+
+
+def test_a_training_with_mixup_learns_against_targets_that_are_no_certainties(tmp_path: Path) -> None:
+    mixed = replace(SMALL, strengths=(Strength(0, crop=1, erase=0.25, patches=1, mix=0.5),))
+    (mixup,) = [one for one in mixed.strength(8).callbacks(10) if isinstance(one, MixUp)]
+    assert (mixup.alpha, mixup.n_classes, mixup.until) == (0.5, 10, 0.8)
+    assert not any(isinstance(one, MixUp) for one in SMALL.strength(8).callbacks(10))
+    results = train_fashion_classifier(tmp_path / "mixed", data=DATA, epochs=8, config=mixed)
+    assert results["accuracy"] > 0.45  # chance is 0.1
+    plain = replace(mixed, strengths=(replace(mixed.strengths[0], mix=0.0),))
+    other = train_fashion_classifier(tmp_path / "plain", data=DATA, epochs=8, config=plain)
+    assert other["loss"] < results["loss"]
 
 
 def test_a_classifier_of_the_recipe_before_still_loads_but_does_not_go_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from miniai.train.learner import Learner
 ROOT = Path(miniai.__file__).parent
 MODULES = [
     ".".join(["miniai", *path.relative_to(ROOT).with_suffix("").parts])
-    for room in ("train", "nn", "diffusion", "evaluate")
+    for room in ("train", "nn", "diffusion", "evaluate", "ui")
     for path in sorted((ROOT / room).glob("*.py"))
     if ">>> " in path.read_text()
 ]

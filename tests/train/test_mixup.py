@@ -1,6 +1,6 @@
 """MixUp: pictures and labels are mixed in the same shares, which follow from seed, epoch and item alone."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from miniai.train.augment import Augment, RandomFlip, item_generators
 from miniai.train.callback import Callback
 from miniai.train.data import Loader
 from miniai.train.learner import Learner
-from miniai.train.mixup import MixUp, beta
+from miniai.train.mixup import MixUp, beta, neighbours
 
 PICTURES = torch.rand(12, 1, 4, 4, generator=make_generator(1))
 LABELS = torch.arange(12) % 5
@@ -32,7 +32,13 @@ class Keep(Callback):
 
 
 def run(
-    mixup: MixUp, batch_size: int, n_epochs: int = 1, *, start: int = 0, shard: tuple[int, int] = (0, 1), flip: int = 0
+    mixup: MixUp,
+    batch_size: int,
+    n_epochs: int = 1,
+    *,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    flip: float = 0.0,
 ) -> list[tuple[bool, Any]]:
     model, keep = nn.Linear(1, 1), Keep()
     data = (PICTURES, LABELS, INDICES)
@@ -48,7 +54,7 @@ def run(
         objective,
         torch.optim.SGD(model.parameters(), 0.0),
         valid=Loader(data, 12, seed=5, shuffle=False),
-        callbacks=[mixup, Augment(RandomFlip(float(flip))), keep],
+        callbacks=[mixup, Augment(RandomFlip(flip)), keep],
     )
     learner.epoch = start
     learner.fit(n_epochs)
@@ -117,10 +123,39 @@ def test_from_until_on_and_in_validation_pictures_are_left_as_they_are() -> None
 
 
 def test_each_picture_is_augmented_on_its_own_before() -> None:
-    plain, flipped = (by_index(training(run(MixUp(0.7, 5), 12, flip=flip)))[0] for flip in (0, 1))
-    assert torch.equal(flipped, plain.flip(-1))
+    ((images, _, indices),) = training(run(MixUp(0.7, 5), 12, flip=0.5))
+    flipped = RandomFlip(0.5)(PICTURES[indices], item_generators(5, 0, indices.tolist(), 0))
+    assert not torch.equal(flipped, PICTURES[indices])
+    assert not torch.equal(flipped, PICTURES[indices].flip(-1))
+    shares = beta(0.7, item_generators(5, 0, indices.tolist(), 1000)).view(-1, 1, 1, 1)
+    torch.testing.assert_close(images, shares * flipped + (1 - shares) * flipped[neighbours(12)])
 
 
-def test_an_alpha_that_is_no_distribution_is_refused() -> None:
-    with pytest.raises(ValueError, match="above zero, not 0"):
-        MixUp(0, 5)
+@pytest.mark.parametrize("alpha", [0, -1.0, float("inf"), float("nan")])
+def test_an_alpha_that_is_no_distribution_is_refused(alpha: int | float) -> None:
+    with pytest.raises(ValueError, match="above zero, and finite"):
+        MixUp(alpha, 5)
+
+
+def test_a_named_batch_stays_one_and_pictures_keep_their_dtype() -> None:
+    class Batch(NamedTuple):
+        images: Tensor
+        labels: Tensor
+
+    learner = Learner.__new__(Learner)
+    loader = Loader((PICTURES, LABELS), 12, seed=5)
+    batch = Batch(PICTURES.bfloat16(), LABELS)
+    vars(learner).update(
+        training=True, epoch=0, batch_index=0, batch=batch, train=loader, n_epochs=None, callbacks=[], step=0
+    )
+    MixUp(0.7, 5).before_batch(learner)
+    assert isinstance(learner.batch, Batch)
+    assert (learner.batch.images.dtype, learner.batch.labels.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_loader_that_is_changed_between_two_trainings_is_not_read_from_memory() -> None:
+    loader = Loader((PICTURES, LABELS), 4, seed=5)
+    for change in ({"batch_size": 6}, {"seed": 6}, {"shuffle": False}):
+        loader.items_of(0, 0)
+        vars(loader).update(change)
+        assert loader.items_of(0, 1) == loader.indices(0)[1].tolist()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,14 +26,15 @@ from miniai.base.errors import UserError
 from miniai.base.images import read_parameters
 from miniai.base.weights import write_weights
 from miniai.cli import run
-from miniai.nn.low_rank import LowRankLayers
+from miniai.nn.low_rank import LowRankLayers, write_weight
 from miniai.recipes.generate import generate, parameters_text
 from miniai.recipes.generate_request import GenerateRequest
 from miniai.recipes.personalise_config import UNET_LAYERS
 from miniai.sd.lora_files import UNET, write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
-from miniai.ui.painter import Order, Painter, read_settings
-from miniai.ui.server import MAX_BYTES, PageServer
+from miniai.ui.painter import Order, Painter
+from miniai.ui.server import MAX_BYTES, SECONDS_BETWEEN_LOOKS, PageServer
+from miniai.ui.settings import read_settings
 
 PAGE = Path(miniai.__file__).parent / "ui" / "page"
 FAST: dict[str, Any] = {"prompt": "a cat", "seed": 3, "steps": 4}
@@ -73,7 +75,8 @@ def base(model: Path, lora: Path, word: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def server(base: GenerateRequest) -> Iterator[PageServer]:
-    with PageServer(Painter(base), port=0) as server:
+    with PageServer(port=0) as server:
+        server.painter = Painter(base)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -191,6 +194,86 @@ def test_an_order_stops_when_its_connection_closes_and_the_next_is_painted(serve
     assert {one.name for one in server.painter.out.iterdir()} - before == {done["pictures"][0]["name"]}
 
 
+def test_an_order_that_is_given_up_while_it_waits_is_never_begun(server: PageServer) -> None:
+    def begin(steps: int) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+        body = json.dumps(FAST | {"steps": steps, "prompt": f"{steps} steps"})
+        connection.request("POST", "/api/paint", body, {"Content-Type": "application/json"})
+        return connection
+
+    long, waits = begin(900), begin(5)
+    first, second = long.getresponse(), waits.getresponse()
+    assert b'"step"' in first.readline()
+    assert second.readline() == b'{"event": "waiting"}\n'
+    second.close()
+    waits.close()
+    time.sleep(3 * SECONDS_BETWEEN_LOOKS)
+    first.close()
+    long.close()
+    paint(server)
+    assert not [one.name for one in server.painter.out.glob("*steps*")]
+
+
+def test_what_is_done_otherwise_than_asked_is_said(server: PageServer) -> None:
+    news = paint(server, prompt="a cat with sunglasses and a hat and a tie and shoes and gloves and a coat " * 4)
+    (notice,) = [one["message"] for one in news if one["event"] == "notice"]
+    assert "cut" in notice
+    assert news[-1]["event"] == "done"
+    assert [one["event"] for one in paint(server) if one["event"] == "notice"] == []
+
+
+def test_a_preview_that_fails_leaves_the_picture_alone(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("miniai.ui.painter.preview", fail)
+    news = paint(server)
+    assert not any("preview" in one for one in news)
+    assert news[-1]["event"] == "done"
+
+
+def test_a_change_of_strengths_that_fails_is_done_again_by_the_next_order(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pixels(strength: float) -> bytes:
+        return picture(server, paint(server, loras=[["odd", strength]])[-1]["pictures"][0]["name"]).tobytes()
+
+    expected = {strength: pixels(strength) for strength in (0.5, 1.0)}
+    written: list[Any] = []
+
+    def run_out(layer: Any, weight: Any) -> None:
+        written.append(layer)
+        if len(written) == 3:
+            raise MemoryError
+        write_weight(layer, weight)
+
+    for strength in (0.5, 1.0):
+        written.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("miniai.nn.low_rank.write_weight", run_out)
+            (news,) = paint(server, loras=[["odd", 0.25]])
+        assert "out of memory" in news["message"]
+        assert pixels(strength) == expected[strength]
+
+
+def test_loras_of_one_name_are_told_apart(model: Path, lora: Path, tmp_path: Path) -> None:
+    other = tmp_path / lora.name
+    other.write_bytes(lora.read_bytes())
+    out = tmp_path / "out"
+    painter = Painter(GenerateRequest("", model=model, out=out, loras=((lora, 1.0), (other, 0.5)), device="cpu"))
+    given = [{"name": "odd", "strength": 1.0}, {"name": "odd 2", "strength": 0.5}]
+    assert painter.settings()["loras"] == given
+    order = Order.from_json(FAST | {"loras": [["odd 2", 0]]})
+    assert order.request(painter.base, painter.loras, tmp_path).loras == ((lora, 1.0), (other, 0.0))
+    assert Order("x").request(painter.base, painter.loras, tmp_path).loras == ((lora, 1.0), (other, 0.5))
+    painter.close()
+
+
+def test_half_of_a_surrogate_pair_becomes_a_question_mark(server: PageServer) -> None:
+    done = paint(server, prompt="a \ud83d cat")[-1]
+    assert done["pictures"][0]["settings"]["prompt"] == "a ? cat"
+
+
 def test_orders_that_come_together_are_painted_one_after_the_other(server: PageServer) -> None:
     found: dict[int, list[dict[str, Any]]] = {}
 
@@ -203,17 +286,14 @@ def test_orders_that_come_together_are_painted_one_after_the_other(server: PageS
     for thread in threads:
         thread.join()
     for seed in range(3):
-        assert [news["event"] for news in found[seed]] == ["step"] * 4 + ["done"]
+        events = [news["event"] for news in found[seed] if news["event"] != "waiting"]
+        assert events == ["step"] * 4 + ["done"]
         assert found[seed][-1]["seed"] == seed
 
 
 def test_pictures_are_listed_newest_first_with_the_settings_to_take_up_again(server: PageServer) -> None:
-    prompt = 'a cat, "with: commas"\nSteps: and lines'
-    done = paint(server, prompt=prompt, negative_prompt="dogs, more dogs", sampler="DPM++ 2M Karras", width=24)[-1]
-    listed = json.loads(ask(server, "GET", "/api/pictures")[1])
-    assert listed[0] == done["pictures"][0]
-    assert listed[0]["settings"] == {
-        "prompt": prompt,
+    asked: dict[str, Any] = {
+        "prompt": 'a cat, "with: commas"\nSteps: and lines',
         "negative_prompt": "dogs, more dogs",
         "steps": 4,
         "sampler": "DPM++ 2M Karras",
@@ -221,7 +301,19 @@ def test_pictures_are_listed_newest_first_with_the_settings_to_take_up_again(ser
         "seed": 3,
         "width": 24,
         "height": 16,
+        "clip_skip": 1,
+        "eta": 0.5,
+        "guidance_rescale": 0.7,
+        "guidance_interval": [0.5, 8],
+        "cache_interval": 2,
+        "prompt_syntax": "comfyui",
+        "long_prompts": "chunks",
+        "loras": [["odd", 0.25]],
     }
+    done = paint(server, **asked)[-1]
+    listed = json.loads(ask(server, "GET", "/api/pictures")[1])
+    assert listed[0] == done["pictures"][0]
+    assert listed[0]["settings"] == asked
     again = paint(server, **listed[0]["settings"])[-1]
     names = [one["pictures"][0]["name"] for one in (done, again)]
     assert picture(server, names[0]).tobytes() == picture(server, names[1]).tobytes()
@@ -237,6 +329,11 @@ def test_settings_are_read_back_as_they_were_written(model: Path) -> None:
         for name in ("prompt", "negative_prompt", "steps", "guidance_scale"):
             assert found[name] == getattr(request, name)
         assert (found["seed"], found["width"], found["height"]) == (request.seed or 0, 64, 32)
+    others = (
+        'a cat\nSteps: 9, Sampler: Euler, CFG scale: 7, Image CFG scale: 1.5, Seed: 3, Size: 8x8, Hint: "a, Seed: 9"'
+    )
+    assert (read_settings(others)["guidance_scale"], read_settings(others)["seed"]) == (7, 3)
+    assert "seed" not in read_settings(others.replace("Seed: 3", f"Seed: {2**60}"))  # no browser holds it exactly
     assert read_settings("a text of others") == read_settings("x\nSteps: many, Seed: none") == {}
 
 
@@ -252,6 +349,9 @@ def test_settings_are_read_back_as_they_were_written(model: Path) -> None:
         ({"image": "/etc/passwd"}, "data URL"),
         ({"image": "data:image/png;base64,?"}, "data URL"),
         ({"loras": [["even", 1]]}, "there is no LoRA 'even'"),
+        ({"loras": [["odd", 10**400]]}, "the strength of odd"),
+        ({"guidance_scale": 10**400}, "out of range: give 0 to 100"),
+        ({"n": 257}, "n 257 is out of range"),
     ],
 )
 def test_what_cannot_be_painted_is_answered_in_one_line_and_leaves_nothing(
@@ -262,7 +362,7 @@ def test_what_cannot_be_painted_is_answered_in_one_line_and_leaves_nothing(
     assert news["event"] == "error"
     assert message in news["message"]
     assert "\n" not in news["message"]
-    assert "--" not in news["message"]
+    assert "--" not in news["message"].replace("--lora FILE", "")  # that is an option of `miniai ui` itself
     assert set(server.painter.out.iterdir()) == before
     assert paint(server)[-1]["event"] == "done"
 
@@ -279,7 +379,11 @@ def test_what_cannot_be_painted_is_answered_in_one_line_and_leaves_nothing(
         (FAST, {"Content_Type": "text/plain"}, 415),
         (FAST, {"Content_Length": str(MAX_BYTES + 1)}, 413),
         (FAST, {"Content_Length": "-1"}, 411),
+        (FAST, {"Content_Length": "9" * 5000}, 411),
+        (FAST, {"Sec_Fetch_Site": "cross-site"}, 403),
+        (FAST, {"Sec_Fetch_Site": "same-site"}, 403),
         (FAST, {"Host": "evil.example"}, 403),
+        (FAST, {"Host": "[evil"}, 403),
         (FAST, {"Origin": "http://evil.example"}, 403),
         (FAST, {"Origin": "null"}, 403),
     ],
@@ -303,6 +407,22 @@ def test_only_pictures_of_the_folder_are_given_out(server: PageServer) -> None:
     for path in ("/painter.py", "/../server.py", "/page/index.html"):
         assert ask(server, "GET", path)[0].status == 404
     assert ask(server, "GET", "/api/settings", Host="evil.example:80")[0].status == 403
+    assert ask(server, "GET", "/api/settings", Sec_Fetch_Site="cross-site")[0].status == 403
+    assert ask(server, "GET", "/", Sec_Fetch_Site="cross-site")[0].status == 200  # a link to it
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=60) as connection:
+        connection.sendall(b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_server_knows_its_own_names(server: PageServer) -> None:
+    own = ("127.0.0.1", "127.0.0.1:80", "localhost:8000", f"{socket.gethostname()}:1", "[::1]:80")
+    for host in own:  # any port: a tunnel has another
+        assert server.is_named(host), host
+    for host in ("", "evil.example", "127.0.0.1.evil.example", "192.168.1.5", "localhost.evil.example:80", "[::"):
+        assert not server.is_named(host), host
+    with PageServer("0.0.0.0", 0) as open_to_all:
+        assert open_to_all.is_named("192.168.1.5:7860")
+        assert not open_to_all.is_named("evil.example:7860")
 
 
 def test_the_page_asks_nobody_else_and_says_so(server: PageServer) -> None:
@@ -320,10 +440,10 @@ def test_the_script_finds_what_it_looks_for_in_the_page() -> None:
     looked_for = set(re.findall(r'find\("([^"]+)"\)', script))
     assert len(looked_for) > 20
     assert looked_for <= set(re.findall(r'id="([^"]+)"', html))
-    lists = re.findall(r"^const (?:NUMBERS|TEXTS) = \[(.*)\];$", script, re.MULTILINE)
+    lists = re.findall(r"^const (?:NUMBERS|TEXTS) = \[(.*?)\];$", script, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r'"(\w+)"', " ".join(lists)))
-    assert named == set(re.findall(r'name="(\w+)"', html)) - {"viewport"}
-    assert named | {"image", "mask", "loras"} == {field.name for field in fields(Order)}
+    assert named == set(re.findall(r'name="(\w+)"', html)) - {"viewport", "guide_above", "guide_up_to"}
+    assert named | {"image", "mask", "loras", "guidance_interval"} == {field.name for field in fields(Order)}
 
 
 @pytest.mark.parametrize(
@@ -340,9 +460,9 @@ def test_a_page_that_cannot_be_shown_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_port_that_is_taken_is_one_line(base: GenerateRequest, server: PageServer) -> None:
+def test_a_port_that_is_taken_is_one_line(server: PageServer) -> None:
     with pytest.raises(UserError, match="cannot listen on 127.0.0.1, port .*--port"):
-        PageServer(server.painter, port=server.server_address[1])
+        PageServer(port=server.server_address[1])
 
 
 def test_the_command_shows_the_page_until_ctrl_c(model: Path, tmp_path: Path) -> None:
@@ -362,5 +482,5 @@ def test_the_command_shows_the_page_until_ctrl_c(model: Path, tmp_path: Path) ->
         assert b'"step"' in answer.readline()
         process.send_signal(signal.SIGINT)  # while it paints
         assert process.wait(60) == 0
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == "stopping when the step is done; once more to stop at once\n"
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1

@@ -2,13 +2,16 @@
 
 const find = (id) => document.getElementById(id);
 const form = find("order");
-const NUMBERS = ["n", "seed", "steps", "guidance_scale", "strength", "width", "height", "guidance_rescale", "eta", "clip_skip"];
+const NUMBERS = [
+  "n", "seed", "steps", "guidance_scale", "strength", "width", "height", "guidance_rescale", "eta", "clip_skip", "cache_interval",
+];
 const TEXTS = ["prompt", "negative_prompt", "sampler", "prompt_syntax", "long_prompts"];
 let settings = {};
 let running = null; // the AbortController of the order that is being painted
 let start = null; // the picture to start from, as a canvas of its own size
 let drawn = null; // where something new is to be painted: strokes on nothing, as large
 let isDrawn = false;
+let tip = [0, 0]; // where the brush was last
 let shown = null; // the picture in the dialog
 
 function element(name, properties = {}, ...children) {
@@ -38,15 +41,29 @@ async function begin() {
     find("words").hidden = false;
   }
   for (const { name, strength } of settings.loras) {
-    const range = element("input", { type: "range", min: -1, max: 2, step: 0.05, value: strength });
-    const number = element("output", { textContent: strength });
-    range.dataset.lora = name;
-    range.addEventListener("input", () => { number.textContent = range.value; });
-    find("loras").append(element("label", {}, element("span", {}, `LoRA ${name}: `, number), range));
+    const number = element("input", { type: "number", step: "any", min: -100, max: 100, value: strength, required: true });
+    number.dataset.lora = name;
+    number.dataset.given = strength;
+    find("loras").append(element("label", {}, `Strength of ${name}`, number));
   }
   for (const name of ["width", "height"]) Object.assign(form[name], { step: settings.multiple, placeholder: settings.size });
   for (const [name, value] of Object.entries(settings.defaults)) form[name].value = value;
+  recall();
   await showBefore();
+}
+
+// What is typed outlives a reload.
+
+const typed = () => [...form.querySelectorAll("input, select, textarea")].filter((one) => one.type !== "file");
+const key = (one, i) => one.name || one.id || one.dataset.lora || i;
+
+function keep() {
+  sessionStorage.setItem("typed", JSON.stringify(typed().map((one, i) => [key(one, i), one.value])));
+}
+
+function recall() {
+  const kept = new Map(JSON.parse(sessionStorage.getItem("typed") || "[]"));
+  typed().forEach((one, i) => { if (kept.has(key(one, i))) one.value = kept.get(key(one, i)); });
 }
 
 async function showBefore() {
@@ -67,6 +84,8 @@ function order() {
   asked.prompt = form.prompt.value.trim();
   const style = find("style").value;
   if (style) asked.prompt += `, ${style} style`;
+  const [above, upTo] = [form.guide_above.value, form.guide_up_to.value];
+  if (above !== "" || upTo !== "") asked.guidance_interval = [Number(above), upTo === "" ? 1e9 : Number(upTo)];
   asked.loras = [...find("loras").querySelectorAll("input")].map((range) => [range.dataset.lora, Number(range.value)]);
   if (start) {
     asked.image = start.toDataURL("image/png");
@@ -80,11 +99,12 @@ function order() {
 async function paint() {
   if (running) return;
   running = new AbortController();
-  find("paint").disabled = true;
+  find("paint").ariaDisabled = "true"; // and not disabled, which would take the focus away
   find("stop").disabled = false;
   find("progress").hidden = false;
   find("progress").removeAttribute("value"); // it waits
   say("");
+  find("notices").replaceChildren();
   try {
     const answer = await fetch("api/paint", {
       method: "POST",
@@ -93,13 +113,17 @@ async function paint() {
       signal: running.signal,
     });
     if (!answer.ok) throw new Error((await answer.json()).message);
-    for await (const news of lines(answer.body)) hear(news);
+    let last = {};
+    for await (const news of lines(answer.body)) hear((last = news));
+    if (!["done", "error", "stopped"].includes(last.event)) throw new Error("the program ended before the picture was done");
   } catch (error) {
     if (error.name === "AbortError") say("stopped");
+    else if (error instanceof TypeError) say(`the program does not answer: ${error.message}`, true);
     else say(error.message, true);
   } finally {
     running = null;
-    find("paint").disabled = false;
+    find("paint").ariaDisabled = "false";
+    if (document.activeElement === find("stop")) find("paint").focus();
     find("stop").disabled = true;
     find("progress").hidden = true;
   }
@@ -121,8 +145,12 @@ function hear(news) {
   if (news.event === "step") {
     find("progress").max = news.n_steps;
     find("progress").value = news.step;
-    say(`step ${news.step} of ${news.n_steps}`);
+    if (news.step === 1 || news.step % 5 === 0) say(`step ${news.step} of ${news.n_steps}`);
     if (news.preview) find("now").replaceChildren(element("img", { src: news.preview, alt: "the picture so far" }));
+  } else if (news.event === "waiting") {
+    say("another picture is being painted first");
+  } else if (news.event === "notice") {
+    find("notices").append(element("p", { textContent: news.message }));
   } else if (news.event === "done") {
     say(`seed ${news.seed}`);
     find("now").replaceChildren(...news.pictures.map(button));
@@ -136,7 +164,7 @@ function hear(news) {
 
 // Pictures
 
-const address = (picture) => `pictures/${encodeURIComponent(picture.name)}`;
+const address = (picture) => `pictures/${encodeURIComponent(picture.name)}?${picture.time}`;
 
 function button(picture) {
   const image = element("img", { src: address(picture), alt: picture.settings.prompt || picture.name, loading: "lazy" });
@@ -155,14 +183,22 @@ function show(picture) {
 }
 
 function takeSettings() {
-  for (const [name, value] of Object.entries(shown.settings)) form[name].value = value;
-  const title = shown.settings.sampler;
+  const own = shown.settings;
+  for (const name of [...NUMBERS, ...TEXTS]) {
+    if (name !== "n") form[name].value = own[name] ?? "";
+  }
+  for (const name of ["prompt_syntax", "long_prompts"]) form[name].value = own[name] ?? form[name].options[0].value;
+  [form.guide_above.value, form.guide_up_to.value] = own.guidance_interval ?? ["", ""];
+  const strengths = new Map(own.loras ?? []);
+  for (const number of find("loras").querySelectorAll("input")) number.value = strengths.get(number.dataset.lora) ?? 0;
+  const title = own.sampler;
   const known = settings.samplers.find((one) => one.title === title);
   if (!known && ![...form.sampler.options].some((one) => one.value === title)) {
     form.sampler.append(element("option", { value: title, textContent: title })); // such as DPM++ 2M Karras
   }
   form.sampler.value = known ? known.name : title;
   find("style").value = ""; // it stands in the prompt
+  keep();
   find("shown").close();
 }
 
@@ -177,10 +213,13 @@ async function startFrom(source) {
   }
   const scale = Math.min(1, (settings.size * 2) / Math.max(bitmap.width, bitmap.height));
   const [width, height] = [bitmap.width, bitmap.height].map((side) => fitted(side * scale));
+  if (scale < 1) say(`the picture is taken at ${width} × ${height} pixels, which this model can paint`);
+  form.width.value = form.height.value = ""; // of another picture; this one is painted as large as it is
   start = element("canvas", { width, height });
   const draw = start.getContext("2d");
   draw.fillStyle = "#ffffff"; // what is transparent is white
   draw.fillRect(0, 0, width, height);
+  draw.imageSmoothingQuality = "high";
   draw.drawImage(bitmap, 0, 0, width, height);
   clearDrawing();
   find("start").open = true;
@@ -222,11 +261,18 @@ function brush(event) {
   const canvas = find("canvas");
   const box = canvas.getBoundingClientRect();
   const scale = canvas.width / box.width;
+  const [x, y] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  if (event.type === "pointerdown") {
+    canvas.setPointerCapture(event.pointerId);
+    tip = [x, y];
+  }
   const draw = drawn.getContext("2d");
-  draw.fillStyle = "#e0218a";
+  Object.assign(draw, { strokeStyle: "#e0218a", lineCap: "round", lineWidth: (find("brush").value / 50) * canvas.width });
   draw.beginPath();
-  draw.arc((event.clientX - box.left) * scale, (event.clientY - box.top) * scale, (find("brush").value / 100) * canvas.width, 0, 7);
-  draw.fill();
+  draw.moveTo(...tip);
+  draw.lineTo(x, y);
+  draw.stroke();
+  tip = [x, y];
   isDrawn = true;
   redraw();
 }
@@ -244,6 +290,12 @@ form.addEventListener("submit", (event) => { event.preventDefault(); paint(); })
 form.prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); paint(); }
 });
+form.addEventListener("invalid", (event) => {
+  const around = event.target.closest("details");
+  if (around) around.open = true; // the browser's word for it needs a place
+}, true);
+form.addEventListener("input", keep);
+window.addEventListener("beforeunload", (event) => { if (running) event.preventDefault(); });
 find("stop").addEventListener("click", () => running?.abort());
 find("file").addEventListener("change", () => { if (find("file").files.length) startFrom(find("file").files[0]); });
 for (const name of ["pointerdown", "pointermove"]) find("canvas").addEventListener(name, brush);
@@ -256,8 +308,10 @@ document.addEventListener("paste", (event) => {
   const image = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
   if (image) startFrom(image);
 });
-document.addEventListener("dragover", (event) => event.preventDefault());
+const hasFiles = (event) => event.dataTransfer.types.includes("Files"); // text may be dropped where it always may
+document.addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
 document.addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   if (event.dataTransfer.files.length) startFrom(event.dataTransfer.files[0]);
 });
