@@ -82,7 +82,7 @@ class FashionClassifierConfig:
     strengths: tuple[Strength, ...] = (
         Strength(from_epochs=0, crop=1, erase=0.25, patches=0),
         Strength(from_epochs=10, crop=1, erase=0.25, patches=1),
-        Strength(from_epochs=35, crop=1, erase=0.25, patches=2, mix=0.5),
+        Strength(from_epochs=35, crop=1, erase=0.25, patches=2),
     )
     label_smoothing: float = 0.1
     seed: int = 0
