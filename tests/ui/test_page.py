@@ -248,6 +248,7 @@ def test_a_change_of_strengths_that_fails_is_done_again_by_the_next_order(
         write_weight(layer, weight)
 
     for strength in (0.5, 1.0):
+        pixels(strength)  # the weights are at it, before the change that fails and after
         written.clear()
         with monkeypatch.context() as patch:
             patch.setattr("miniai.nn.low_rank.write_weight", run_out)
