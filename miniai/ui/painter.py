@@ -139,6 +139,7 @@ class Painter:
         self._strengths = {str(path): float(strength) for path, strength in base.loras}
         make_folder(self.out)
         self._closed = False
+        self._line = threading.Lock()  # who comes first is painted first, and all others hear that they wait
         self._stops: set[threading.Event] = set()
         self._read: dict[tuple[str, int, int], dict[str, Any]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="painter")
@@ -165,17 +166,18 @@ class Painter:
         data URL), and at last one of {"event": "done", "seed", "pictures"} (each as `picture` has it), {"event":
         "error", "message"} and {"event": "stopped"}.
         """
-        if self._stops:
-            tell({"event": "waiting"})
-        self._stops.add(stop)
         try:
-            self._thread.submit(self._told, order, tell, stop).result()
+            with self._line:
+                if self._stops:
+                    tell({"event": "waiting"})
+                self._stops.add(stop)
+                painted = self._thread.submit(self._told, order, tell, stop)
+            painted.result()
         except RuntimeError:
             if not self._closed:
                 raise
-            tell({"event": "stopped"})
-        finally:
             self._stops.discard(stop)
+            tell({"event": "stopped"})
 
     def close(self) -> None:
         """Stop what is being painted and what waits."""
@@ -197,6 +199,8 @@ class Painter:
             tell({"event": "error", "message": in_words(error)})
         except OSError as error:  # such as a full disk
             tell({"event": "error", "message": f"cannot read or write: {error.strerror}"})
+        finally:
+            self._stops.discard(stop)
 
     def _painted(self, order: Order, tell: Tell, stop: threading.Event) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
