@@ -1,5 +1,6 @@
 """Augmentation: each is what it says, follows from its own generator, and does not know the batch size."""
 
+import math
 import pickle
 from typing import Any
 
@@ -16,6 +17,7 @@ from miniai.train.augment import (
     RandomCopy,
     RandomCrop,
     RandomErase,
+    RandomErasing,
     RandomFlip,
     item_generators,
     uniforms,
@@ -26,7 +28,7 @@ from miniai.train.learner import Learner
 from miniai.train.trivial_augment import OPERATIONS, TrivialAugment
 
 PICTURES = torch.rand(12, 3, 20, 16, generator=make_generator(1)) * 2 - 1
-ALL = [RandomFlip(), RandomCrop(3), RandomErase(), RandomCopy(), TrivialAugment()]
+ALL = [RandomFlip(), RandomCrop(3), RandomErase(), RandomErasing(), RandomCopy(), TrivialAugment()]
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=lambda one: type(one).__name__)
@@ -84,6 +86,49 @@ def test_erased_patches_are_rectangles_of_noise_with_the_pictures_own_statistics
     assert picture.min() <= noise.min()
     assert noise.max() <= picture.max()
     assert noise.std().item() == pytest.approx(picture[0].std().item(), rel=0.2)  # a little less: it is cut off
+
+
+def test_erased_rectangles_have_their_share_area_and_aspect() -> None:
+    n = 2000
+    picture = torch.rand(1, 1, 60, 40, generator=make_generator(2)).expand(n, -1, -1, -1)
+    erase = RandomErasing(p=0.5, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3))
+    erased = erase(picture, item_generators(0, 0, range(n)))
+    changed = (erased != picture)[:, 0]
+    found = changed.any(dim=(1, 2))
+    assert found.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    changed = changed[found]
+    rows, columns = changed.any(dim=2), changed.any(dim=1)
+    heights, widths = rows.sum(1), columns.sum(1)
+    left = heights * widths - changed.sum((1, 2))
+    assert left.max() <= 2  # a rectangle; noise is cut off at the darkest and the lightest pixel, which may lie there
+    areas, aspects = heights * widths / (60 * 40), heights / widths
+    assert 0.017 < areas.min() < 0.03
+    assert 0.36 < areas.max() < 0.42
+    assert 0.25 < aspects.min() < 0.36
+    assert 2.8 < aspects.max() < 4
+    small = areas < 0.15  # those of any shape fit, so the logarithms of their aspects are spread evenly around 0
+    assert aspects[small].log().mean().item() == pytest.approx(0, abs=0.1)
+    assert aspects[small].log().std().item() == pytest.approx(-2 * math.log(0.3) / math.sqrt(12), rel=0.1)
+    assert areas[areas < 0.2].mean().item() == pytest.approx(0.11, abs=0.01)  # and the areas are, too
+    for inside in (rows, columns):  # every place occurs, the middle of the free ones as often as others
+        first, size = inside.int().argmax(dim=1), inside.sum(1)
+        free = inside.shape[1] - size
+        assert (first[free > 0] / free[free > 0]).mean().item() == pytest.approx(0.5, abs=0.04)
+        assert inside.any(dim=0).all()
+
+
+def test_a_rectangle_that_never_fits_is_not_erased() -> None:
+    picture = torch.rand(9, 3, 4, 40, generator=make_generator(2))
+    flat = RandomErasing(p=1, area=(0.5, 0.5), aspect=(1, 1))  # 9 by 9 pixels, in 4 rows
+    assert torch.equal(flat(picture, item_generators(0, 0, range(9))), picture)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"area": (0, 0.4)}, {"area": (0.4, 0.3)}, {"area": (0.4, 1.1)}, {"aspect": (0, 1)}, {"aspect": (2, 1)}]
+)
+def test_rectangles_of_no_size_or_shape_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="area|height over"):
+        RandomErasing(**wrong)
 
 
 def test_copied_patches_hold_another_part_of_the_same_picture_unbroken() -> None:
