@@ -10,7 +10,7 @@ let settings = {};
 let running = null; // the AbortController of the order that is being painted
 let start = null; // the picture to start from, as a canvas of its own size
 let drawn = null; // where something new is to be painted: strokes on nothing, as large
-let isDrawn = false;
+let earlier = []; // the drawing as it was before each stroke
 let tip = [0, 0]; // where the brush was last
 let shown = null; // the picture in the dialog
 
@@ -89,7 +89,7 @@ function order() {
   asked.loras = [...find("loras").querySelectorAll("input")].map((range) => [range.dataset.lora, Number(range.value)]);
   if (start) {
     asked.image = start.toDataURL("image/png");
-    if (isDrawn) asked.mask = mask().toDataURL("image/png");
+    if (isDrawn()) asked.mask = mask().toDataURL("image/png");
   } else {
     delete asked.strength;
   }
@@ -230,9 +230,17 @@ const fitted = (side) => Math.max(settings.multiple, Math.round(side / settings.
 
 function clearDrawing() {
   drawn = element("canvas", { width: start.width, height: start.height });
-  isDrawn = false;
+  earlier = [];
   redraw();
 }
+
+function undo() {
+  if (earlier.length) drawn.getContext("2d").putImageData(earlier.pop(), 0, 0);
+  redraw();
+}
+
+const strokes = () => drawn.getContext("2d").getImageData(0, 0, drawn.width, drawn.height);
+const isDrawn = () => strokes().data.some((value, i) => i % 4 === 3 && value > 0);
 
 function redraw() {
   const canvas = find("canvas");
@@ -241,6 +249,7 @@ function redraw() {
   draw.drawImage(start, 0, 0);
   draw.globalAlpha = 0.6;
   draw.drawImage(drawn, 0, 0);
+  find("undo").disabled = !earlier.length;
 }
 
 // White where it is drawn, black elsewhere.
@@ -265,21 +274,21 @@ function brush(event) {
   if (event.type === "pointerdown") {
     canvas.setPointerCapture(event.pointerId);
     tip = [x, y];
+    earlier = [...earlier.slice(-49), strokes()];
   }
   const draw = drawn.getContext("2d");
   Object.assign(draw, { strokeStyle: "#e0218a", lineCap: "round", lineWidth: (find("brush").value / 50) * canvas.width });
+  draw.globalCompositeOperation = find("erase").checked ? "destination-out" : "source-over";
   draw.beginPath();
   draw.moveTo(...tip);
   draw.lineTo(x, y);
   draw.stroke();
   tip = [x, y];
-  isDrawn = true;
   redraw();
 }
 
 function takeAway() {
   start = drawn = null;
-  isDrawn = false;
   find("file").value = "";
   find("canvas-box").hidden = true;
 }
@@ -299,6 +308,7 @@ window.addEventListener("beforeunload", (event) => { if (running) event.preventD
 find("stop").addEventListener("click", () => running?.abort());
 find("file").addEventListener("change", () => { if (find("file").files.length) startFrom(find("file").files[0]); });
 for (const name of ["pointerdown", "pointermove"]) find("canvas").addEventListener(name, brush);
+find("undo").addEventListener("click", undo);
 find("clear-mask").addEventListener("click", clearDrawing);
 find("clear-image").addEventListener("click", takeAway);
 find("close").addEventListener("click", () => find("shown").close());
