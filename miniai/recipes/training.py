@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import nn
 from miniai.base.device import training_dtype
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
+from miniai.nn.unet import UNetConfig
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision
@@ -26,6 +28,23 @@ from miniai.train.learner import Learner, Objective
 from miniai.train.muon import Muon
 from miniai.train.progress import Progress, Recorder
 from miniai.train.schedule import Budget, Schedule, warmup_constant_cosine
+
+
+def check_apart(data: Path, out: Path) -> None:
+    """Raise UserError for a folder of results within the pictures, which would be taken for pictures afterwards."""
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out} lies within --data {data}: choose a folder outside of it")
+
+
+def check_sample_minutes(minutes: float) -> None:
+    if not minutes > 0:
+        raise UserError(f"--sample-minutes {minutes:g} is not possible: give a number above 0")
+
+
+def refuse_inpainting(unet: UNetConfig, model: object) -> None:
+    """Raise UserError for a U-Net that sees more than the latents that it is to paint."""
+    if unet.in_channels != unet.out_channels:
+        raise UserError(f"{model} is an inpainting model, of {unet.in_channels} channels: begin from one that is not")
 
 
 class StageInterrupted(Exception):  # noqa: N818 (a person's wish, not an error)
@@ -85,8 +104,10 @@ def run_stage(
     """
     channels_last(model)
     model.to(run.device)
+    if len(data) < config.batch_size and is_first():
+        print(f"{run.name}: each batch is all there is, {len(data)} and not {config.batch_size}", file=sys.stderr)
     few_steps = run.steps is not None and run.steps < 100  # then each must count in the average, and show in the plot
-    ema = EMA(config.ema, every=1 if few_steps else 4)
+    ema = EMA(config.ema, every=1 if few_steps else 4, each_first=40)
     recorder = Recorder(run.folder / "log.jsonl", every=1 if few_steps else 20)
     budget, interrupt = Budget(run.minutes, run.steps), Interrupt()
 

@@ -2,9 +2,9 @@
 
 - Hugging Face ImageFolder: a `metadata.jsonl` or `metadata.csv` with `file_name` and `text` (and, here, optionally
   `captions`, a list of more), in the folder itself or in each of its split folders `train/`, `test/`, `validation/`;
-- a `.txt` of the same name beside each picture, one caption a line.
+- a `.txt` of the same name beside each picture, one caption a line, in all folders that have no such file.
 
-Everything that is wrong with a folder is found before training starts, and told in one report.
+What is hidden (".cache") is passed over. Everything that is wrong with a folder is found before training starts, and told in one report.
 """
 
 import csv
@@ -32,6 +32,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 HELD_OUT = frozenset(
     {"heldout", "held_out", "held-out", "test", "testing", "validation", "valid", "val", "dev", "eval"}
 )
+TOO_MANY = "more than the first line names"
 MAX_LISTED = 20
 N_THREADS = 2
 
@@ -90,7 +91,8 @@ def read_captioned_folder(folder: Path) -> CaptionedFolder:
     problems: list[str] = []
     tables = _metadata_files(folder)
     named: set[Path] = set()
-    found = list(_from_metadata(folder, tables, named, problems) if tables else _from_text_files(folder, problems))
+    found = list(_from_metadata(folder, tables, named, problems))
+    found += _from_text_files(folder, [table.parent for table in tables], problems)
     items = _without_duplicates(folder, found, problems)
     problems += _unlisted(folder, tables, named)
     items = _readable(folder, items, problems)
@@ -146,6 +148,18 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, box=box)  # a thin one would be huge before the crop
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """Every file below `folder` that is not hidden and in no hidden folder, by name."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def split_of(folder: Path, path: Path) -> str:
+    """The split that a picture of `folder` is in by where it stands."""
+    top = path.relative_to(folder).parts[0].lower()
+    return top if top in HELD_OUT else "train"
+
+
 def _metadata_files(folder: Path) -> list[Path]:
     """The folder's own metadata file, or else those of its split folders."""
     own = [folder / name for name in METADATA if (folder / name).is_file()]
@@ -182,8 +196,9 @@ def _rows(folder: Path, table: Path, problems: list[str]) -> Iterator[tuple[str,
         problems.append(f"{name}: cannot be read as UTF-8 text ({error})")
         return
     if table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey=TOO_MANY)
         try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             for row in reader:
                 yield f"{name}, line {reader.line_num}", row
         except csv.Error as error:
@@ -211,13 +226,20 @@ def _item(folder: Path, table: Path, row: Mapping[str, Any]) -> CaptionedItem | 
     path.is_file()  # raises for a name that cannot be one
     if not path.is_relative_to(os.path.normpath(table.parent)):
         return f"{file_name} lies outside the folder"
+    if TOO_MANY in row:
+        return f"{file_name}: more fields than the first line names; a text with commas stands between quotes"
     more = row.get("captions") or []
+    more = [more] if isinstance(more, str) else more
     if not isinstance(more, list):
         return f"{file_name}: captions is not a list"
     captions = [row.get("text"), *more] if row.get("text") is not None or not more else more
-    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+    if not all(isinstance(caption, str | None) for caption in captions):
+        return f"{file_name}: a caption is no text"
+    if not all(caption and caption.strip() for caption in captions):
         return f"{file_name}: empty caption" if "text" in row or more else f"{file_name}: no text"
-    split = _split_of(folder, path, row.get("split"))
+    split, named = split_of(folder, path), row.get("split")
+    if split == "train" and isinstance(named, str) and named.strip():
+        split = named
     fields = {key: value for key, value in row.items() if key not in ("file_name", "text", "captions", "split")}
     texts = [caption.strip() for caption in captions]
     if len(texts) > len(more) and texts[0] in texts[1:]:
@@ -225,23 +247,17 @@ def _item(folder: Path, table: Path, row: Mapping[str, Any]) -> CaptionedItem | 
     return CaptionedItem(path, tuple(texts), split, fields)
 
 
-def _split_of(folder: Path, path: Path, named: object) -> str:
-    """The split a line names, unless the picture stands in a split folder that is held out."""
-    top = path.relative_to(folder).parts[0].lower()
-    if top in HELD_OUT:
-        return top
-    return named if isinstance(named, str) and named.strip() else "train"
-
-
-def _from_text_files(folder: Path, problems: list[str]) -> Iterator[CaptionedItem]:
-    names = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def _from_text_files(folder: Path, without: list[Path], problems: list[str]) -> Iterator[CaptionedItem]:
+    """The items that have a .txt beside them, in no folder of `without`."""
+    names = [path for path in visible_files(folder) if not any(path.is_relative_to(other) for other in without)]
+    texts = {path.with_suffix(""): path for path in names if path.suffix.lower() == ".txt"}
     pictures = [path for path in names if path.suffix.lower() in SUFFIXES]
     others = [path for path in names if path.suffix.lower() in OTHER_PICTURES]
     problems += [f"{path.relative_to(folder)}: unknown format, convert it to PNG or JPEG" for path in others]
     for path in pictures:
-        text_file, name = path.with_suffix(".txt"), path.relative_to(folder)
-        if not text_file.is_file():
-            problems.append(f"{name}: no caption ({text_file.name} is missing)")
+        text_file, name = texts.get(path.with_suffix("")), path.relative_to(folder)
+        if text_file is None:
+            problems.append(f"{name}: no caption ({path.with_suffix('.txt').name} is missing)")
             continue
         try:
             lines = [line.strip() for line in text_file.read_text(encoding="utf-8-sig").splitlines()]
@@ -250,7 +266,7 @@ def _from_text_files(folder: Path, problems: list[str]) -> Iterator[CaptionedIte
             continue
         captions = tuple(line for line in lines if line)
         if captions:
-            yield CaptionedItem(path, captions, _split_of(folder, path, None))
+            yield CaptionedItem(path, captions, split_of(folder, path))
         else:
             problems.append(f"{name}: empty caption")
 
@@ -266,11 +282,11 @@ def _without_duplicates(folder: Path, items: list[CaptionedItem], problems: list
 
 def _unlisted(folder: Path, tables: list[Path], named: set[Path]) -> list[str]:
     """Pictures beside the metadata that no line names: a caption was forgotten."""
-    present = [p for table in tables for p in sorted(table.parent.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    present = [p for table in tables for p in visible_files(table.parent) if p.suffix.lower() in SUFFIXES]
     return [
         f"{path.relative_to(folder)}: no caption (in no line of the metadata)"
         for path in present
-        if path.resolve() not in named and not path.name.startswith(".")
+        if path.resolve() not in named
     ]
 
 

@@ -17,7 +17,8 @@ class EMA(Callback):
     `d = min(decay, (1 + n) / (warmup + n))` at update n = 1, 2, …: early on the average is short, so that the random
     start is forgotten (TensorFlow's `ExponentialMovingAverage(num_updates)`, with warmup 10); `warmup=1` leaves
     `decay`. With `every=k` the shadows move only each k-th step, by d to the power k: nearly the same average for a
-    k-th of the cost. Buffers, and weights that are not trained, have no average.
+    k-th of the cost; `each_first` is how many steps count one by one before (a multiple of k), so that a training of
+    few steps has an average, too. Buffers, and weights that are not trained, have no average.
 
     >>> from miniai.train.data import Loader
     >>> model = torch.nn.Linear(2, 1)
@@ -33,10 +34,12 @@ class EMA(Callback):
 
     order = 50
 
-    def __init__(self, decay: float = 0.999, warmup: int | float = 10, every: int = 1) -> None:
+    def __init__(self, decay: float = 0.999, warmup: int | float = 10, every: int = 1, each_first: int = 0) -> None:
         if not 0 <= decay < 1 or warmup < 1 or every < 1:
             raise ValueError(f"EMA needs 0 <= decay < 1, warmup >= 1, every >= 1, not {decay}, {warmup}, {every}")
-        self.decay, self.warmup, self.every = decay, warmup, every
+        if each_first < 0 or each_first % every:
+            raise ValueError(f"each_first must be a multiple of every, {every}, not {each_first}")
+        self.decay, self.warmup, self.every, self.each_first = decay, warmup, every, each_first
         self.n_updates = 0
         self.shadow: dict[str, Tensor] = {}
 
@@ -49,7 +52,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
-        if learner.step % self.every:
+        if learner.step > self.each_first and learner.step % self.every:
             return
         self.n_updates += 1
         weights = _trained(learner.model)
@@ -58,7 +61,8 @@ class EMA(Callback):
 
     def decay_now(self) -> float:
         """What the shadows keep of themselves at update `n_updates`, 1 being the first."""
-        return min(self.decay, (1 + self.n_updates) / (self.warmup + self.n_updates)) ** self.every
+        n_steps = 1 if self.n_updates <= self.each_first else self.every
+        return min(self.decay, (1 + self.n_updates) / (self.warmup + self.n_updates)) ** n_steps
 
     @contextmanager
     def swap(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -226,3 +226,50 @@ def test_transparent_pictures_come_in_on_white(tmp_path: Path) -> None:
 
 def test_a_very_thin_picture_is_cropped_without_being_made_huge_first() -> None:
     assert centre_square(Image.new("RGB", (1, 40_000), "blue"), 512).size == (512, 512)  # 31 GB at its full height
+
+
+def test_folders_without_metadata_are_read_by_their_text_files_beside_those_that_have_it(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "album" / "p.PNG")
+    (tmp_path / "a.TXT").write_text("a cat")
+    (tmp_path / "album" / "p.txt").write_text("a dog")
+    picture(tmp_path / "listed" / "b.png")
+    jsonl(tmp_path / "listed" / "metadata.jsonl", {"file_name": "b.png", "text": "a cow"})
+    assert [item.text for item in read_captioned_folder(tmp_path).items] == ["a cow", "a cat", "a dog"]
+    picture(tmp_path / "album" / "forgotten.png")
+    picture(tmp_path / "listed" / "forgotten.png")
+    assert problems(tmp_path) == [
+        "album/forgotten.png: no caption (forgotten.txt is missing)",
+        "listed/forgotten.png: no caption (in no line of the metadata)",
+    ]
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_what_is_hidden_is_passed_over(tmp_path: Path, metadata: bool) -> None:
+    picture(tmp_path / "a.png")
+    for name in (".a.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/.cache/b.png"):
+        picture(tmp_path / name)
+    if metadata:
+        jsonl(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "a cat"})
+    else:
+        (tmp_path / "a.txt").write_text("a cat")
+    assert [item.text for item in read_captioned_folder(tmp_path).items] == ["a cat"]
+
+
+def test_a_csv_line_with_a_comma_too_many_is_told_and_spaces_around_its_names_do_not_matter(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text("file_name, text ,captions\na.png,a dog,a brown dog\nb.png,a cow,\n")
+    assert [item.captions for item in read_captioned_folder(tmp_path).items] == [("a dog", "a brown dog"), ("a cow",)]
+    table.write_text("file_name,text\na.png,a dog, brown\nb.png,a cow\n")
+    assert problems(tmp_path) == [
+        "metadata.csv, line 2: a.png: more fields than the first line names; a text with commas stands between quotes"
+    ]
+
+
+@pytest.mark.parametrize("row", [{"text": 5}, {"text": "a", "captions": [None, 5]}, {"text": ["a"]}])
+def test_a_caption_that_is_no_text_is_told_so(tmp_path: Path, row: dict) -> None:
+    picture(tmp_path / "a.png")
+    jsonl(tmp_path / "metadata.jsonl", {"file_name": "a.png"} | row)
+    assert problems(tmp_path) == ["metadata.jsonl, line 1: a.png: a caption is no text"]

@@ -149,6 +149,22 @@ def test_ema_every_other_step_is_close_to_ema_every_step() -> None:
     assert (other.shadow["0.weight"] - each.shadow["0.weight"]).norm() < 0.05 * moved
 
 
+def test_the_first_steps_count_one_by_one_where_asked_and_then_as_many_at_once() -> None:
+    weights = Watch("after_step", lambda learner: learner.model[0].weight.detach().double().clone())
+    ema = EMA(0.95, warmup=2, every=4, each_first=8)
+    learner = make_learner(ema, weights)
+    expected = learner.model[0].weight.detach().double().clone()
+    learner.fit(4)
+    updates = [(step, 1) for step in range(1, 9)] + [(12, 4), (16, 4)]
+    for n, (step, power) in enumerate(updates, 1):
+        decay = min(0.95, (1 + n) / (2 + n)) ** power
+        expected = decay * expected + (1 - decay) * weights.seen[step - 1]
+    assert (learner.step, ema.n_updates) == (16, 10)
+    assert torch.allclose(ema.shadow["0.weight"].double(), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="each_first"):
+        EMA(every=4, each_first=6)
+
+
 def test_ema_shadows_are_float32_even_of_bfloat16_weights_and_skip_frozen_ones() -> None:
     ema = EMA()
     learner = make_learner(ema)
