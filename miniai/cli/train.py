@@ -87,7 +87,7 @@ def text_to_image(
             compiler="inductor" if compile_ else None,
             prompts=() if sample_prompts is None else lines(sample_prompts),
         )
-    typer.echo(folder)
+    typer.echo(folder if folder.is_dir() else out)  # there is no model before the U-Net
 
 
 @app.command("fashion-classifier")

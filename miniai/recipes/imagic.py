@@ -140,6 +140,8 @@ def imagic(
         text = TextVectors(target)
         run_stage(run, config.vector_stage, text, items, ImagicObjective(pipe, config), config.seed)
         write_weights(out / VECTORS, {"vectors": text.vectors.detach()})
+    elif run.finished and run.record()["steps"] != vector_steps:
+        print(f"the vectors have learned in {run.record()['steps']} steps before, and stay so", file=sys.stderr)
     own = read_weights(out / VECTORS)["vectors"].to(place)
 
     run = StageRun("model", out / "model", place, None, model_steps)

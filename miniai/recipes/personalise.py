@@ -27,10 +27,19 @@ from miniai.recipes.fashion import keep_config
 from miniai.recipes.generate_request import MAX_SEED, check_ranges
 from miniai.recipes.personalise_config import PersonaliseConfig
 from miniai.recipes.personalise_data import OwnPictures, keep_digest, read_own_pictures, refuse_other_pictures
-from miniai.recipes.training import StageRun, initial_weights, run_stage
+from miniai.recipes.training import (
+    StageRun,
+    check_apart,
+    check_sample_minutes,
+    initial_weights,
+    refuse_inpainting,
+    run_stage,
+)
+from miniai.sd.clip_text import normalise
 from miniai.sd.folder import INDEX, SCHEDULER
 from miniai.sd.lora_files import TEXT, UNET, write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
+from miniai.sd.prompt_chunks import section_tokens
 from miniai.sd.textual_inversion import FILE_STEM, LearnedWord, add_words
 from miniai.train.data import TensorDataset
 from miniai.train.distributed import n_launched
@@ -93,6 +102,8 @@ class WordModel(nn.Module):
         if not begin:
             raise UserError(f"--init-word {config.init_word!r} is no word: give one that is like the new one")
         ids = (begin * config.n_vectors)[: config.n_vectors]
+        if any(letter.isspace() for letter in config.word) or f"{normalise(config.word)}</w>" in pipe.tokenizer.vocab:
+            raise UserError(f"--word {config.word!r} is not possible: give one that is not known yet, without spaces")
         self.word, self.first = config.word, len(pipe.tokenizer)
         self.vectors = nn.Parameter(table[ids].detach().clone())
         word = LearnedWord(config.word, self.vectors.detach().clone())
@@ -190,11 +201,14 @@ def personalise(
     nothing, for pictures or a model that cannot be read, numbers that are not possible, and a folder that is in use.
     """
     check_config(config, minutes, steps)
+    check_apart(data, out)
+    check_sample_minutes(sample_minutes)
     place = pick_device(device)
     pipe = load_pipeline(config.model, config.tokenizer, place)
     with initial_weights(config.seed):
         model = MODELS[config.kind](pipe, config)
     own = read_own_pictures(data, config, pipe)
+    check_lengths(pipe, config, own)
     refuse_other_pictures(out, own)
     keep_config(out, config, resume)
     keep_digest(out, own)
@@ -231,10 +245,30 @@ def load_pipeline(model: str, tokenizer: str | None, device: torch.device) -> St
     """The model in float32, to be trained; `tokenizer` is for a single file, which has none."""
     path = Path(model)
     if path.is_file():
-        return StableDiffusionPipeline.from_single_file(path, torch.float32, device, tokenizer=tokenizer)
-    if tokenizer is not None:
+        pipe = StableDiffusionPipeline.from_single_file(path, torch.float32, device, tokenizer=tokenizer)
+    elif tokenizer is not None:
         raise UserError(f"--tokenizer is for a single file: {model} has its own")
-    return StableDiffusionPipeline.from_pretrained(path, torch.float32, device, safety_checker=None)
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(path, torch.float32, device, safety_checker=None)
+    refuse_inpainting(pipe.unet.config, model)
+    return pipe
+
+
+def check_lengths(pipe: StableDiffusionPipeline, config: PersonaliseConfig, own: OwnPictures) -> None:
+    """Raise UserError for a word of more tokens than the text encoder reads; say it of captions."""
+    limit = pipe.tokenizer.model_max_length - 2
+    texts = list(dict.fromkeys(text for of_picture in own.captions for text in of_picture))
+    lengths = [len(section_tokens(pipe.tokenizer, [(text, 1.0)])) for text in texts]
+    if max(lengths) <= limit:
+        return
+    if config.word:
+        longest = texts[lengths.index(max(lengths))]
+        raise UserError(
+            f"--vectors {config.n_vectors} are too many: with them {longest!r} has {max(lengths)} tokens, of which the "
+            f"model reads {limit}"
+        )
+    n_long = sum(length > limit for length in lengths)
+    print(f"{n_long} of {len(texts)} captions are cut: the model reads {limit} tokens", file=sys.stderr)
 
 
 def check_config(config: PersonaliseConfig, minutes: float | None, steps: int | None) -> None:
@@ -259,6 +293,11 @@ def check_config(config: PersonaliseConfig, minutes: float | None, steps: int | 
             raise UserError(f"{option} {number:g} is not possible: give a number above 0")
     if not 0 <= config.prior_weight < float("inf"):
         raise UserError(f"--prior-weight {config.prior_weight:g} is not possible: give a number from 0")
+    if config.class_prompt and not config.class_prompt.strip():
+        raise UserError("--class-prompt is empty: give what the model shall go on painting, such as 'a dog'")
+    of_class = (config.n_class, config.prior_weight)
+    if not config.class_prompt and of_class != (PersonaliseConfig.n_class, PersonaliseConfig.prior_weight):
+        raise UserError("--class-images and --prior-weight are for pictures of a class: give --class-prompt, too")
     check_shift_and_seed(config.timestep_shift, config.seed)
     if not 0 <= config.drop_text <= 1:
         raise UserError(f"--drop-text {config.drop_text:g} is not possible: give a number from 0 to 1")

@@ -16,7 +16,16 @@ from miniai.base.seeds import image_generators
 from miniai.recipes.personalise_config import PersonaliseConfig
 from miniai.recipes.vae_stage import to_float
 from miniai.sd.pipeline import StableDiffusionPipeline
-from miniai.train.captions import SUFFIXES, CaptionedItem, load_images, read_captioned_folder
+from miniai.train.captions import (
+    HELD_OUT,
+    OTHER_PICTURES,
+    SUFFIXES,
+    CaptionedItem,
+    load_images,
+    read_captioned_folder,
+    split_of,
+    visible_files,
+)
 
 PICTURES = "pictures.json"
 ENCODED_AT_ONCE, PAINTED_AT_ONCE = 8, 8
@@ -80,10 +89,15 @@ def read_own_pictures(data: Path, config: PersonaliseConfig, pipe: StableDiffusi
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Every picture of a folder, opened once. Raises UserError if there are none, or one is damaged."""
+    """Every picture of a folder and of the folders in it that is not held out, opened once. Raises UserError if there
+    are none, or one is damaged or of an unknown format."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name a folder of pictures")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = [path for path in visible_files(folder) if split_of(folder, path) not in HELD_OUT]
+    for path in files:
+        if path.suffix.lower() in OTHER_PICTURES:
+            raise UserError(f"{path}: unknown format, convert it to PNG or JPEG")
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise UserError(f"{folder} has no pictures ({', '.join(SUFFIXES)}): name a folder of pictures")
     for path in paths:

@@ -22,7 +22,6 @@ from miniai.base.device import pick_device
 from miniai.base.errors import UserError
 from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.weights import load_weights, read_weights, write_weights
-from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPConfig, CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
@@ -31,21 +30,26 @@ from miniai.recipes.decoder_stage import painted_latents, train_decoder
 from miniai.recipes.model_card import commands, data_card, write_model_card
 from miniai.recipes.text_to_image_begin import (
     BEGUN,
+    LATENTS,
     NEEDS,
+    PICTURES,
     STAGES,
     check_budget,
     checked_stages,
+    config_like,
     config_of,
+    digest,
     is_written,
+    refuse_other_pictures,
     sample_prompts,
     start_of_run,
 )
 from miniai.recipes.text_to_image_config import SIZES, TextToImageConfig
-from miniai.recipes.training import StageRun, check_compiler
+from miniai.recipes.training import StageRun, check_apart, check_compiler, check_sample_minutes
 from miniai.recipes.unet_stage import Latents, TextToImageModel, compute_latents, save_grid, train_unet
 from miniai.recipes.vae_stage import train_vae
 from miniai.recipes.words_stage import can_teach, train_words
-from miniai.sd.folder import SCHEDULER, Components, read_folder, write_folder
+from miniai.sd.folder import Components, read_folder, write_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 from miniai.train.captions import load_images, read_captioned_folder
@@ -91,6 +95,8 @@ def train_text_to_image(
     """
     if n_launched() > 1:
         raise UserError("text-to-image trains in one process: start it without a launcher of several")
+    check_apart(data, out)
+    check_sample_minutes(sample_minutes)
     kept = start_of_run(out, resume, data)
     if minutes is None and steps is None:
         minutes, steps = kept.get("minutes"), kept.get("steps")
@@ -103,20 +109,25 @@ def train_text_to_image(
     if compiler is not None:
         check_compiler(compiler, torch_device)
     start = None if init is None else read_folder(init, torch.float32, torch_device)
-    if start is not None:
-        ready, config = config, _config_of(start, config)
-        if size != "small" and not resume and (ready.vae, ready.unet) != (config.vae, config.unet):
-            raise UserError(f"--size {size} has other networks than {init}: leave it out")
+    if start is not None and init is not None:
+        ready, config = config, config_like(start, config, init)
+        chosen = "--config" if config_file is not None else None if size == "small" else f"--size {size}"
+        if chosen and not resume and (ready.vae, ready.unet) != (config.vae, config.unet):
+            raise UserError(f"{chosen} has other networks than {init}: leave it out")
     folder = read_captioned_folder(data)
+    if not folder.train:
+        raise UserError(f"{data} has no pictures to learn from: all of them are held out")
     run = _Run(config, out, torch_device, start)
     run.check_order(stages)
+    images = load_images(folder.train, config.image_size)
+    captions = [list(item.captions) for item in folder.train]
+    own = digest(images, captions)
+    refuse_other_pictures(out, own)
     make_folder(run.latents_path.parent)
     write_json(out / "config.json", config_to_dict(config))
     if not kept:
         begun = {"data": str(data), "minutes": minutes, "steps": steps, "init": None if init is None else str(init)}
         write_json(out / BEGUN, begun)
-    images = load_images(folder.train, config.image_size)
-    captions = [list(item.captions) for item in folder.train]
     print(f"{len(images):,} pictures, {sum(map(len, captions)):,} captions, on {torch_device}", file=sys.stderr)
 
     shares = {stage: getattr(config, f"{stage}_stage").share for stage in STAGES if stage != "latents"}
@@ -140,6 +151,7 @@ def train_text_to_image(
     if "latents" in stages and not run.latents_path.is_file():
         keep_texts = not config.train_text
         made = compute_latents(run.vae(), *run.clip_text(), images, captions, torch_device, keep_texts)
+        write_json(run.latents_path.with_name(PICTURES), {"sha256": own})
         made.save(run.latents_path)
     unet_run = stage_run("unet")
     if "unet" in stages and not unet_run.kept(run.unet_path):
@@ -211,7 +223,7 @@ class _Run:
         self.unet_path = out / "stages" / "unet" / "unet.safetensors"
         self.words_path = out / "stages" / "words" / "text_encoder.safetensors"
         self.decoder_path = out / "stages" / "decoder" / "vae.safetensors"
-        self.latents_path = out / "stages" / "latents" / "latents.safetensors"
+        self.latents_path = out / LATENTS
 
     def check_order(self, stages: Sequence[str]) -> None:
         """Raise UserError for a stage whose forerunners are neither done nor among `stages`."""
@@ -284,23 +296,6 @@ class _Run:
             raise UserError(f"the {stage} stage is not finished: there is no {path}; run it first")
         load_weights(module, read_weights(path), str(path))
         return module.to(self.device).eval()
-
-
-def _config_of(start: Components, config: TextToImageConfig) -> TextToImageConfig:
-    """`config` with the shapes and the noise schedule of a model that exists."""
-    vae, unet = start.vae.config, start.unet.config
-    sampler = sampler_from_file(start.scheduler_config, SCHEDULER)
-    return replace(
-        config,
-        image_size=unet.sample_size * vae.factor,
-        window=start.tokenizer.model_max_length,
-        vocab_size=len(start.tokenizer),
-        vae=vae,
-        text=start.text_encoder.config,
-        vision=replace(config.vision, image_size=unet.sample_size * vae.factor),
-        unet=unet,
-        schedule=schedule_config(start.scheduler_config, sampler, SCHEDULER),
-    )
 
 
 def scheduler_config(config: TextToImageConfig) -> dict[str, Any]:

@@ -119,8 +119,31 @@ class TextToImageConfig:
             raise ValueError(
                 f"image_size {self.image_size} must be a multiple of {self.vae.factor} and {self.vision.patch_size}"
             )
+        if (self.vision.image_size, self.unet.sample_size) != (self.image_size, self.latent_size):
+            raise ValueError(
+                f"with image_size {self.image_size} belong vision.image_size {self.image_size} and unet.sample_size "
+                f"{self.latent_size}, not {self.vision.image_size} and {self.unet.sample_size}"
+            )
+        self._check_numbers()
         if self.unet.in_channels != self.vae.latent_channels or self.unet.cross_attention_dim != self.text.hidden_size:
             raise ValueError("the U-Net's channels must fit the VAE's latents, its attention the text encoder's width")
+
+    def _check_numbers(self) -> None:
+        above = {name: getattr(self, name) for name in ("timestep_shift", "words_shift")}
+        shares = {name: getattr(self, name) for name in ("words_needy", "words_share", "drop_text")}
+        for name in ("vae_stage", "clip_stage", "unet_stage", "words_stage", "decoder_stage"):
+            stage: StageConfig = getattr(self, name)
+            of_stage = {key: getattr(stage, key) for key in ("batch_size", "learning_rate", "clip_norm")}
+            above |= {f"{name}.{key}": value for key, value in of_stage.items()}
+            shares |= {f"{name}.{key}": getattr(stage, key) for key in ("share", "warmup", "decay_from", "ema")}
+            if stage.ema == 1:
+                raise ValueError(f"{name}.ema must be below 1, or the average never moves")
+        for key, value in above.items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{key} must be above 0, not {value}")
+        for key, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key} must be from 0 to 1, not {value}")
 
     @property
     def latent_size(self) -> int:

@@ -103,7 +103,8 @@ def read_words(
 def add_words(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, words: Sequence[LearnedWord]) -> None:
     """Give `tokenizer` the words and `text_encoder` their vectors, both in place: whoever shares them knows them, too.
 
-    Raises UserError, and changes nothing, if a word is known already or vectors are of another width.
+    Raises UserError, and changes nothing, if a learned word or a token is called so already, or vectors are of another
+    width. A word of the vocabulary's own, whose token ends in "</w>", is taken over, as in Diffusers.
     """
     if not words:
         raise UserError("there is no word to learn: give at least one")

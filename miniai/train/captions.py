@@ -4,7 +4,8 @@
   `captions`, a list of more), in the folder itself or in each of its split folders `train/`, `test/`, `validation/`;
 - a `.txt` of the same name beside each picture, one caption a line, in all folders that have no such file.
 
-What is hidden (".cache") is passed over. Everything that is wrong with a folder is found before training starts, and told in one report.
+What is hidden (".cache") is passed over. Everything that is wrong with a folder is found before training starts, and
+told in one report.
 """
 
 import csv

@@ -17,10 +17,11 @@ from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserError
 from miniai.cli import run
+from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes import personalise as recipe
 from miniai.recipes.personalise import PersonalObjective, WordModel, check_config, personalise
 from miniai.recipes.personalise_config import STAGES, PersonaliseConfig
-from miniai.recipes.personalise_data import read_own_pictures
+from miniai.recipes.personalise_data import pictures_in, read_own_pictures
 from miniai.recipes.training import StageInterrupted
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.train.captions import on_white_square
@@ -119,7 +120,8 @@ def test_the_loss_on_ones_own_pictures_falls(home: Path, kind: str, tmp_path: Pa
 def test_stopped_and_resumed_it_learns_the_same_bit_for_bit(
     home: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(home, kind, class_prompt="" if kind == "textual-inversion" else "a cat", n_class=2)
+    of_class: dict[str, Any] = {"class_prompt": "a cat", "n_class": 2}
+    config = config_of(home, kind, **({} if kind == "textual-inversion" else of_class))
     whole = personalise(home / "pictures", tmp_path / "whole", config, steps=4)
     calls = []
 
@@ -174,14 +176,76 @@ def test_a_word_begins_as_the_word_that_it_is_like_and_nothing_else_changes(home
     assert torch.equal(paint(pipe, "<toy>"), unchanged)
 
 
-def test_mirror_images_are_learned_from_where_asked_for(home: Path) -> None:
+def test_mirror_images_are_learned_from_where_asked_for(home: Path, tmp_path: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(home / "model")
-    config = config_of(home, "lora")
-    own = read_own_pictures(home / "pictures", config, pipe)
-    both = read_own_pictures(home / "pictures", replace(config, flip=True), pipe)
-    assert (len(own.mean), len(both.mean)) == (3, 6)
+    config = config_of(home, "lora", prompts=("a cat",))
+    rng = np.random.default_rng(0)
+    for name in ("own", "mirrored"):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "own" / f"{i}.png")
+        Image.fromarray(np.ascontiguousarray(pixels[:, ::-1])).save(tmp_path / "mirrored" / f"{i}.png")
+    own = read_own_pictures(tmp_path / "own", config, pipe)
+    mirrored = read_own_pictures(tmp_path / "mirrored", config, pipe)
+    both = read_own_pictures(tmp_path / "own", replace(config, flip=True), pipe)
     assert both.captions == own.captions * 2
-    torch.testing.assert_close(both.mean[:3], own.mean)
+    torch.testing.assert_close(both.mean, torch.cat([own.mean, mirrored.mean]))
+    assert not torch.allclose(own.mean, mirrored.mean, atol=1e-3)
+
+
+def test_pictures_of_all_folders_are_learned_from_but_hidden_and_held_out_ones(home: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "more/b.JPG", "test/c.png", ".cache/d.png", "._e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / name, "PNG")
+    assert pictures_in(tmp_path) == [tmp_path / "a.png", tmp_path / "more" / "b.JPG"]
+    (tmp_path / "more" / "x.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match="x.heic: unknown format"):
+        pictures_in(tmp_path)
+
+
+def test_texts_longer_than_the_model_reads_are_told(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(home, "textual-inversion", n_vectors=20)
+    with pytest.raises(UserError, match="--vectors 20 are too many: with them .* has 21 tokens, of which"):
+        personalise(home / "pictures", tmp_path / "out", config, steps=1)
+    assert not (tmp_path / "out").exists()
+    personalise(home / "pictures", tmp_path / "out", config_of(home, "lora", prompts=("cat " * 20, "a cat")), steps=1)
+    assert "1 of 2 captions are cut: the model reads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["cat", "<my toy>", " <toy>"])
+def test_a_word_that_is_known_or_has_spaces_is_refused(home: Path, tmp_path: Path, word: str) -> None:
+    with pytest.raises(UserError, match="give one that is not known yet, without spaces"):
+        personalise(home / "pictures", tmp_path / "out", config_of(home, "textual-inversion", word=word), steps=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_inpainting_model_and_a_folder_within_the_pictures_are_refused(home: Path, tmp_path: Path) -> None:
+    painter = tiny_pipeline()
+    painter.unet = UNet2DConditionModel(replace(painter.unet.config, in_channels=9))
+    painter.save_pretrained(tmp_path / "inpainting")
+    config = replace(config_of(home, "lora"), model=str(tmp_path / "inpainting"))
+    with pytest.raises(UserError, match="is an inpainting model, of 9 channels"):
+        personalise(home / "pictures", tmp_path / "out", config, steps=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="lies within --data"):
+        personalise(home / "pictures", home / "pictures" / "out", config_of(home, "lora"), steps=1)
+    assert not (home / "pictures" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ({"n_class": 5}, "give --class-prompt, too"),
+        ({"prior_weight": 3.0}, "give --class-prompt, too"),
+        ({"class_prompt": " "}, "--class-prompt is empty"),
+    ],
+)
+def test_numbers_of_a_class_need_the_class(home: Path, numbers: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_config(config_of(home, "dreambooth", **numbers), None, 1)
 
 
 def test_pictures_are_shown_whole_where_asked_for(home: Path, tmp_path: Path) -> None:
@@ -245,11 +309,12 @@ def test_a_resume_with_other_pictures_is_refused(home: Path, tmp_path: Path) -> 
 
 
 def test_pictures_that_are_all_held_out_are_one_line(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "test").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / "test" / "a.png")
-    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}')
+    held = tmp_path / "pictures" / "test"
+    held.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(held / "a.png")
+    (held / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}')
     with pytest.raises(UserError, match="all of them are held out"):
-        personalise(tmp_path, tmp_path / "out", config_of(home, "lora"), steps=1)
+        personalise(tmp_path / "pictures", tmp_path / "out", config_of(home, "lora"), steps=1)
 
 
 BAD: dict[str, tuple[Callable[[PersonaliseConfig], PersonaliseConfig], str]] = {
@@ -298,10 +363,11 @@ def test_a_word_needs_a_word_and_prompts_that_hold_it(home: Path) -> None:
 
 def test_pictures_that_are_not_there_are_one_line(home: Path, tmp_path: Path) -> None:
     config = config_of(home, "lora", prompts=("a cat",))
-    for folder, said in ((tmp_path / "none", "is not a folder"), (tmp_path, "has no pictures")):
+    (tmp_path / "pictures").mkdir()
+    for folder, said in ((tmp_path / "none", "is not a folder"), (tmp_path / "pictures", "has no pictures")):
         with pytest.raises(UserError, match=said):
             personalise(folder, tmp_path / "out", config, steps=1)
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.png"):
-        personalise(tmp_path, tmp_path / "out", config, steps=1)
+        personalise(tmp_path / "pictures", tmp_path / "out", config, steps=1)
     assert not (tmp_path / "out").exists()

@@ -28,10 +28,11 @@ from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes import vae_stage
 from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
-from miniai.recipes.text_to_image_begin import sample_prompts
+from miniai.recipes.text_to_image_begin import config_like, sample_prompts
 from miniai.recipes.text_to_image_config import SIZES, SMALL, TINY, TextToImageConfig, finer
 from miniai.recipes.unet_stage import init_unet
 from miniai.recipes.vae_stage import CHANGES, VAEObjective, edge_error, permute_channels, standardise_latents, to_float
+from miniai.sd.folder import read_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -270,6 +271,26 @@ def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
         config_from_dict(TextToImageConfig, values, "here")
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value", "told"),
+    [
+        (None, "image_size", 128, "vision.image_size 128 and unet.sample_size 16, not 64 and 8"),
+        (None, "timestep_shift", 0.0, "timestep_shift must be above 0"),
+        (None, "drop_text", 2.0, "drop_text must be from 0 to 1"),
+        ("vae_stage", "ema", 1.0, "vae_stage.ema must be below 1"),
+        ("unet_stage", "learning_rate", -1.0, "unet_stage.learning_rate must be above 0"),
+        ("words_stage", "batch_size", 0, "words_stage.batch_size must be above 0"),
+        ("decoder_stage", "clip_norm", float("nan"), "decoder_stage.clip_norm must be above 0"),
+        ("clip_stage", "warmup", 1.5, "clip_stage.warmup must be from 0 to 1"),
+    ],
+)
+def test_a_config_with_impossible_numbers_is_refused(part: str | None, name: str, value: Any, told: str) -> None:
+    values = config_to_dict(SMALL)
+    (values if part is None else values[part])[name] = value
+    with pytest.raises(UserError, match=told):
+        config_from_dict(TextToImageConfig, values, "here")
+
+
 @pytest.mark.parametrize("size", ["small", "fine"])
 def test_a_size_fits_into_64_megabytes_of_float16(size: str) -> None:
     config = SIZES[size]
@@ -452,7 +473,9 @@ def test_a_model_older_than_its_stages_is_written_again(data: Path, trained: Pat
     ("wrong", "told"),
     [
         ({"seed": 9}, "has seed 0, not 9"),
-        ({"size": "fine"}, "has other networks than --size fine"),
+        ({"size": "fine"}, "has other networks or batches than --size fine"),
+        ({"config_file": Path("no.json")}, "no.json"),
+        ({"sample_minutes": 0.0}, "--sample-minutes 0 is not possible"),
         ({"minutes": -1.0}, "--minutes -1 is not possible"),
         ({"minutes": float("nan")}, "--minutes nan is not possible"),
         ({"steps": 0}, "--steps 0 is not possible"),
@@ -468,11 +491,59 @@ def test_a_refused_start_leaves_no_folder(data: Path, trained: Path, tmp_path: P
         {"minutes": -1.0},
         {"steps": 1, "stages": ("unet",)},
         {"steps": 1, "init": trained / "model", "size": "fine"},
+        {"steps": 1, "seed": 2**64},
+        {"steps": 1, "seed": -1},
+        {"steps": 1, "sample_minutes": float("nan")},
     ]
     for wrong in starts:
         with pytest.raises(UserError):
             train_text_to_image(data, tmp_path / "out", device="cpu", **wrong)
         assert not (tmp_path / "out").exists()
+    shutil.copytree(data, tmp_path / "held" / "test")
+    for init in (None, trained / "model"):
+        with pytest.raises(UserError, match="all of them are held out"):
+            train_text_to_image(tmp_path / "held", tmp_path / "out", steps=1, size="tiny", device="cpu", init=init)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="lies within --data"):
+        train_text_to_image(data, data / "out", steps=1, size="tiny", device="cpu")
+    assert not (data / "out").exists()
+
+
+def test_latents_are_not_gone_on_with_when_pictures_or_captions_have_changed(data: Path, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    shutil.copytree(data, mine)
+    train_text_to_image(mine, out, steps=1, size="tiny", device="cpu", stages=("vae", "clip", "latents"))
+    metadata = mine / "metadata.jsonl"
+    text = metadata.read_text()
+    for changed in (text.replace("a red line", "a crimson line"), "".join(reversed(text.splitlines(keepends=True)))):
+        metadata.write_text(changed)
+        with pytest.raises(UserError, match="not those that the latents in .* were made of"):
+            train_text_to_image(mine, out, steps=1, resume=True, device="cpu")
+    metadata.write_text(text)
+    Image.new("RGB", (16, 16), "blue").save(mine / "red-line.png")
+    with pytest.raises(UserError, match="not those that the latents in .* were made of"):
+        train_text_to_image(mine, out, steps=1, resume=True, device="cpu")
+    assert not (out / "stages" / "unet").exists()
+
+
+def test_a_resume_takes_the_same_config_file_again_and_no_other(data: Path, trained: Path, tmp_path: Path) -> None:
+    same, other = tmp_path / "same.json", tmp_path / "other.json"
+    values = json.loads((trained / "config.json").read_text())
+    same.write_text(json.dumps(values | {"seed": 7, "window": 13}))
+    other.write_text(json.dumps(values | {"drop_text": 0.5}))
+    out = tmp_path / "out"
+    ways: dict[str, Any] = {"init": trained / "model", "stages": ("latents",), "device": "cpu", "steps": 1}
+    train_text_to_image(data, out, config_file=same, seed=3, **ways)
+    train_text_to_image(data, out, config_file=same, seed=3, resume=True, **ways)
+    with pytest.raises(UserError, match=r"has another config than .*other.json: leave --config out"):
+        train_text_to_image(data, out, config_file=other, resume=True, **ways)
+
+
+def test_an_inpainting_model_is_not_gone_on_from(data: Path, trained: Path, tmp_path: Path) -> None:
+    components = read_folder(trained / "model", torch.float32, torch.device("cpu"))
+    components.unet.config = replace(components.unet.config, in_channels=9)
+    with pytest.raises(UserError, match="is an inpainting model, of 9 channels"):
+        config_like(components, TINY, Path("painter"))
 
 
 def test_sample_grids_show_captions_of_the_data(data: Path) -> None:
