@@ -16,8 +16,10 @@ import typer
 from PIL import Image
 from tiny_model import tiny_pipeline
 
+from miniai.base.errors import UserError
 from miniai.base.images import open_image, read_parameters
 from miniai.cli import app, run
+from miniai.cli.options import numbers
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,6 +237,11 @@ def test_a_bad_request_gets_one_line_and_exit_code_2_and_leaves_nothing(
         ["evaluate", "contact-sheet", "x.png", "--evaluator", "nowhere"],
         ["evaluate", "contact-sheet", "x.png", "--embedding", "nowhere"],
         ["evaluate", "contact-sheet", "x.png", "--lora", "nowhere"],
+        ["evaluate", "contact-sheet", "x.png", "--seed", str(2**64)],
+        ["evaluate", "contact-sheet", "x.png", "--seed", "-5"],
+        ["evaluate", "contact-sheet", "x.png", "--styles", ","],
+        ["evaluate", "contact-sheet", "x.png", "--guidance-scale", "-5"],
+        ["evaluate", "samplers", "x.jpg"],
         ["evaluate", "sampling", "--data", "nowhere"],
         ["evaluate", "sampling", "--data", "nowhere", "--steps", "5,many"],
         ["evaluate", "sampling", "--data", "nowhere", "--guidance-scales", "-1"],
@@ -247,6 +254,13 @@ def test_other_commands_refuse_in_one_line_too(miniai: Any, arguments: list[str]
     outcome = miniai(*arguments)
     assert outcome.code == 2
     assert re.fullmatch(r"error: [^\n]+\n", outcome.err)
+
+
+@pytest.mark.parametrize("text", ["nan", "1,inf", "many", "1e999"])
+def test_a_list_of_numbers_holds_finite_numbers_alone(text: str) -> None:
+    assert numbers("--at", "1, 2.5,") == [1, 2.5]
+    with pytest.raises(UserError, match="--at .* is not possible: give numbers"):
+        numbers("--at", text)
 
 
 def test_a_damaged_model_gets_one_line_that_names_the_file(miniai: Any, tmp_path: Path) -> None:

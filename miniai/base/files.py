@@ -103,3 +103,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): get the file again or correct it") from error
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a JSON file that is a list of objects; none if there is no file. Raises UserError for another."""
+    if not Path(path).is_file():
+        return []
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UserError(f"{path} is not a list of records: move it away, or choose another folder")
+    return found

@@ -88,6 +88,10 @@ def contact_sheet(
 ) -> None:
     """Paint many prompts on one labelled sheet, to be looked at."""
     generate_request.check_ranges(("--columns", columns, 1, 100, ""), ("--zoom", zoom, 1, 16, ""))
+    generate_request.check_ranges(
+        ("--guidance-scale", guidance_scale, 0, generate_request.MAX_GUIDANCE_SCALE, ""),
+        ("--steps", steps, 1, generate_request.MAX_STEPS, "steps"),
+    )
     if out.suffix.lower() != ".png":
         raise UserError(f"cannot write {out}: the sheet is a PNG file, give a name that ends in .png")
     check_writable(out)
@@ -96,6 +100,8 @@ def contact_sheet(
         chosen["prompts"] = lines(prompts)
     if styles is not None:
         chosen["styles"] = words(styles)
+        if not chosen["styles"]:
+            raise UserError(f"--styles {styles!r} names none: give styles separated by commas, or leave it out")
     from miniai.recipes.contact_sheet import contact_sheet as paint
 
     path = paint(

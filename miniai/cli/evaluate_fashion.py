@@ -191,6 +191,8 @@ def samplers(
     """Measure the order of every sampler on normal data, whose exact answer is known: a table and a plot."""
     counts = [int(one) for one in numbers("--steps", steps, whole=True)]
     generate_request.check_ranges(*(("--steps", one, 2, generate_request.MAX_STEPS, "steps") for one in counts))
+    if out.suffix.lower() != ".png":
+        raise UserError(f"cannot write {out}: the plot is a PNG file, give a name that ends in .png")
     check_writable(out)
     from miniai.recipes.sampler_orders import sampler_orders
 

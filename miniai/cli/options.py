@@ -1,5 +1,6 @@
 """What several commands share: options, and how to read a list."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,17 @@ EvaluatorMinutes = Annotated[float, typer.Option(help="Minutes to train the eval
 Limit = Annotated[
     int | None, typer.Option(help="At most so many pictures, evenly spread.", show_default="all held out")
 ]
-FirstSeed = Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")]
+
+
+def _check_seed(seed: int) -> int:
+    if not 0 <= seed < 2**62:
+        raise UserError(f"--seed {seed} is out of range: give 0 to {2**62 - 1}")
+    return seed
+
+
+FirstSeed = Annotated[
+    int, typer.Option(help="Seed of the first picture; the next ones count up.", callback=_check_seed)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")]
 FashionData = Annotated[
     Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")
@@ -105,7 +116,10 @@ def words(text: str) -> list[str]:
 def numbers(option: str, text: str, whole: bool = False) -> list[int | float]:
     """Those in `text`, separated by commas. Raises UserError, naming `option`, for anything else."""
     try:
-        return [int(word) if whole else float(word) for word in words(text)]
+        found: list[int | float] = [int(word) if whole else float(word) for word in words(text)]
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
     except ValueError as error:
         kind = "whole numbers" if whole else "numbers"
         raise UserError(f"{option} {text!r} is not possible: give {kind}, separated by commas") from error

@@ -152,6 +152,7 @@ def discretised(
     """
     t = torch.arange(n_timesteps + 1, dtype=torch.float64) / n_timesteps
     alpha_bar = _to_alpha_bar(schedule.sigma(t))
+    alpha_bar[0] = 1  # of what no step has touched, where the continuous one may begin with some noise
     betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(1e-12, 0.999)
     return ScheduleConfig(n_timesteps, trained_betas=tuple(betas.tolist()), prediction_type=prediction_type)
 

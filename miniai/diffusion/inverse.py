@@ -54,6 +54,10 @@ class Blurred:
 
     deviation: int | float
 
+    def __post_init__(self) -> None:
+        if not self.deviation > 0:
+            raise ValueError(f"the deviation of a blur must be above 0, not {self.deviation}")
+
     def __call__(self, images: Images) -> Images:
         radius = math.ceil(3 * self.deviation)
         places = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)

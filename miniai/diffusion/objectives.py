@@ -123,6 +123,8 @@ def min_snr_weight(
     offset of 1 their weight "SNR + 1", which is the plain loss of v, cut off at gamma.
     """
     snr = alpha_bar / (1 - alpha_bar)
+    if offset > 0:  # else the weight of eps without signal would be infinite, as in `weight_of_prediction`
+        snr = snr.clamp(min=SMALLEST_ALPHA_BAR)
     weight_of_x0 = (snr + offset).clamp(max=gamma)
     if prediction_type == "sample":
         return weight_of_x0

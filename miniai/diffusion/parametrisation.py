@@ -53,7 +53,7 @@ def x0_coefficients(
         cos, sin = cos_sin(sigma / sigma_data)
         return cos**2, sigma_data * sin
     if kind == "flow":
-        return 1 / (1 + sigma), 1 / (1 + sigma) - 1
+        return 1 / (1 + sigma), -1 / (1 + 1 / sigma)  # sigma / (1 + sigma), also where sigma is infinite
     raise ValueError(f"unknown parametrisation {kind!r}: there are {', '.join(PARAMETRISATIONS)}")
 
 

@@ -144,7 +144,8 @@ def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower().replace("++", "pp"))
 
 
-# Options of scheduler files that are about samplers we do not have, or that change nothing here.
+# Options of scheduler files that are about samplers we do not have, or that change nothing here (the two of the last
+# step do where that ends above 0: see `schedule_config`).
 _IGNORED = {
     "skip_prk_steps",
     "variance_type",
@@ -223,6 +224,10 @@ def schedule_config(values: Mapping[str, Any], sampler: Sampler, where: str) -> 
     for key, understood in _ONLY.items():
         if values.get(key, understood) not in (understood, None):
             raise UserError(f"{where}: {key} = {values[key]!r} is not supported: only {understood!r} is")
+    ends_low = values.get("final_sigmas_type") == "sigma_min" and "final_sigmas_type" in sampler.reads
+    for key, understood in (("euler_at_final", False), ("lower_order_final", True)):
+        if ends_low and values.get(key, understood) not in (understood, None):
+            raise UserError(f"{where}: {key} = {values[key]!r} is not supported where steps end above 0 (sigma_min)")
     if sampler.name == "ddpm" and values.get("variance_type") not in ("fixed_small", None):
         raise UserError(f"{where}: variance_type = {values['variance_type']!r} is not supported: only 'fixed_small' is")
     if values.get("_class_name", "") not in {"", *(row.diffusers_class for row in SAMPLERS.values())}:

@@ -121,6 +121,8 @@ def kid(
     >>> far.mean > 10 * abs(near.mean), far.deviation > 0
     (True, True)
     """
+    if subset_size < 2:
+        raise ValueError(f"KID needs subsets of two pictures and more, not of {subset_size}")
     size = min(subset_size, min(len(a), len(b)) // 2)
     if size < 2 or n_subsets < 1:
         raise ValueError(f"KID needs at least four pictures on each side and one subset, not {len(a)} and {len(b)}")

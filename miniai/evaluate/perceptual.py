@@ -27,9 +27,10 @@ def layer_outputs(network: nn.Module, images: Pictures, layers: Iterable[str]) -
     if missing := [name for name in wanted if name not in modules]:
         raise UserError(f"the network has no layer {missing[0]!r}; it has {', '.join(list(modules)[1:12])}, …")
     found: dict[str, Tensor] = {}
+    in_place = any(getattr(module, "inplace", False) for module in modules.values())  # it may write over what it is fed
 
     def keep(hook: Hook, module: nn.Module, inputs: object, outputs: Tensor) -> None:
-        found[hook.name] = outputs
+        found[hook.name] = outputs.clone() if in_place else outputs
 
     with Hooks([(name, modules[name]) for name in wanted], keep):
         network(images)

@@ -20,6 +20,7 @@ from miniai.evaluate.perceptual import features_in_batches
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 FEWEST = 4  # pictures, for KID
+MOST_PIXELS = 2**23  # of a batch, of any number of pictures: 100 MB in float32
 
 
 def compare_folders(
@@ -49,7 +50,10 @@ def folder_features(
     paths = pictures_below(folder)
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     key = FeatureKey(data=digest.hexdigest(), preprocessing="RGB in [-1, 1]", network=of_network)
 
     def compute() -> Float[Tensor, "n d"]:
@@ -69,10 +73,11 @@ def pictures_below(folder: Path) -> list[Path]:
 
 
 def batches(paths: Sequence[Path], batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
-    """The pictures in order, those of one size that follow one another together."""
+    """The pictures in order, those of one size that follow one another together, large ones fewer at a time."""
     images = (to_tensor([open_image(path)]) for path in paths)
-    for _, alike in itertools.groupby(images, key=lambda image: image.shape):
-        while some := list(itertools.islice(alike, batch_size)):
+    for shape, alike in itertools.groupby(images, key=lambda image: image.shape):
+        at_once = max(1, min(batch_size, MOST_PIXELS // (shape[-2] * shape[-1])))
+        while some := list(itertools.islice(alike, at_once)):
             yield torch.cat(some)
 
 

@@ -159,7 +159,7 @@ def paint_latent(
     return decoded(vae, scale.restored(latents), next(vae.parameters()).device)
 
 
-def load_painter(folder: Path, device: torch.device) -> tuple[Painter, FashionDiffusionConfig]:
+def load_painter(folder: Path, device: torch.device) -> tuple["partial[Tensor]", FashionDiffusionConfig]:
     """Whatever a folder's training paints with, of pixels or of latents: call it as `paint`, from the labels on.
 
     Raises UserError if the folder holds no finished training.

@@ -18,7 +18,7 @@ from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser
 from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, autoguided, guided
 from miniai.diffusion.distillation import GuidedCondition, told_scale
-from miniai.diffusion.ladder import Ladder, karras_sigmas
+from miniai.diffusion.ladder import Ladder, exponential_sigmas, karras_sigmas
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule
@@ -139,6 +139,9 @@ def painter_of(
         raise UserError(f"--churn {churn:g} is for the samplers euler and heun, not {method.name}")
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     interval = noise_interval(guidance_interval)
+    tells_itself = config.guidance_range is not None
+    if not config.knows_classes and not tells_itself and (scale != 1 or guidance_interval is not None):
+        raise UserError("this network knows no classes to guide towards: leave guidance out")
     check_distilled(config, method.name, steps, scale, churn)
     if config.guidance_range is not None and guidance_interval is not None:
         raise UserError("this network was distilled with its guidance, at all noise levels: leave the interval out")
@@ -147,7 +150,8 @@ def painter_of(
     device = model.conv_in.weight.device
     schedule = None if config.is_edm else NoiseSchedule(config.schedule)
     if schedule is None:
-        sigmas = torch.tensor(config.ladder, dtype=torch.float64) if config.ladder else edm_sigmas(steps)
+        spacing = exponential_sigmas if method.sigma_spacing == "exponential" else karras_sigmas
+        sigmas = torch.tensor(config.ladder, dtype=torch.float64) if config.ladder else edm_sigmas(steps, spacing)
         ladder = Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
     else:
         ladder = method.ladder(schedule, steps)
@@ -172,9 +176,9 @@ def painter_of(
     return run
 
 
-def edm_sigmas(n_steps: int) -> Float64[Tensor, " n_plus_1"]:
+def edm_sigmas(n_steps: int, spacing: Callable[..., Any] = karras_sigmas) -> Float64[Tensor, " n_plus_1"]:
     """The ladder of the recipes of EDM, down to 0."""
-    return torch.tensor([*karras_sigmas(SIGMA_MIN, SIGMA_MAX, n_steps), 0.0], dtype=torch.float64)
+    return torch.tensor([*spacing(SIGMA_MIN, SIGMA_MAX, n_steps), 0.0], dtype=torch.float64)
 
 
 def check_distilled(

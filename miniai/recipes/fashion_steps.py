@@ -1,5 +1,6 @@
 """`miniai evaluate fashion-steps`: FID of painted clothes over the number of steps, for several samplers, as a plot."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import torch
 
 from miniai.base.device import pick_device
 from miniai.base.errors import UserError
-from miniai.base.files import make_folder, read_json, write_json
+from miniai.base.files import make_folder, read_records, write_json
 from miniai.diffusion.pictures import plot_quality
 from miniai.diffusion.sampling import find_sampler, n_calls
+from miniai.evaluate.cache import fingerprint
 from miniai.recipes.evaluate_fashion import Judge
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.recipes.fashion_latent import load_painter
@@ -34,8 +36,9 @@ def fashion_steps(
     """Paint `n` pictures by each of `samplers` in each of `step_counts`; returns what `out/fid-steps.json` then says,
     and `out/fid-steps.png` shows, over the calls of the network. `out` is `model` by default.
 
-    The file is written after each, and what stands in it with the same model, number, seed and guidance is not painted
-    again: a broken run goes on. Raises UserError for an unknown sampler, or a folder without a finished training.
+    The file is written after each, and what stands in it with the same weights, pictures, number, seed and guidance is
+    not painted again: a broken run goes on. Records of others stay. Raises UserError for an unknown sampler, or a
+    folder without a finished training.
     """
     methods = [find_sampler(name) for name in samplers]
     if not methods or not step_counts or min(step_counts) < 1:
@@ -48,9 +51,13 @@ def fashion_steps(
     path = folder / RESULTS
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     same: dict[str, Any] = {"model": str(model.resolve()), "classifier": str(classifier.resolve())}
-    same |= {"n": n, "seed": seed, "guidance_scale": scale}
-    kept = read_json(path) if path.is_file() else []
-    found: list[dict[str, Any]] = [one for one in kept if same.items() <= one.items()]
+    networks = [fingerprint(one) for one in (*paint.args, judge.network) if isinstance(one, torch.nn.Module)]
+    pictures = [fingerprint(judge.train.images), fingerprint(judge.test.images)]
+    of = hashlib.sha256(repr([networks, pictures]).encode()).hexdigest()
+    same |= {"n": n, "seed": seed, "guidance_scale": scale, "of": of}
+    kept = read_records(path)
+    others = [one for one in kept if not same.items() <= one.items()]
+    found = [one for one in kept if same.items() <= one.items()]
     for name, method in zip(samplers, methods, strict=True):
         for n_steps in step_counts:
             this = {"sampler": name, "steps": n_steps, "calls": n_calls(method, n_steps), **same}
@@ -59,7 +66,7 @@ def fashion_steps(
             labels = torch.arange(n) % N_CLASSES
             painted = paint(labels, seed=seed, sampler=name, n_steps=n_steps, guidance_scale=guidance_scale)
             found.append({**this, **judge.fid(painted)})
-            write_json(path, found)
+            write_json(path, others + found)
     lines: dict[str, dict[int, int | float]] = {}
     for one in found:
         lines.setdefault(one["sampler"], {})[one["calls"]] = one["fid"]

@@ -3,6 +3,7 @@
 Saved in `out`: sampling.json (a record for each setting), sampling.md (the table), sampling.png (the plot).
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ from typing import Any
 from PIL import Image
 
 from miniai.base.errors import UserError
-from miniai.base.files import atomic_file, make_folder, read_json, write_json
+from miniai.base.files import atomic_file, make_folder, read_records, write_json
 from miniai.base.plots import Line, curve_panels
 from miniai.diffusion.sampling import find_sampler
+from miniai.evaluate.cache import fingerprint
 from miniai.evaluate.fid import frechet_distance, moments
 from miniai.evaluate.retrieval import draw_candidates, largest_k, retrieved
 from miniai.recipes.contact_sheet import load_painter, paint
@@ -90,8 +92,8 @@ def sampling_sweep(
     Returns the records that `out/sampling.json` then holds: the setting; how often the network sees a latent for one
     picture (where there is guidance two a step, with the prompt and without); seconds a picture; retrieval; FID. It is
     written after each setting, and a setting that stands there for the same model, judge, seed and captions is not
-    painted again. Raises UserError for an unknown sampler, an empty list or numbers out of range, and as
-    `evaluate_text_to_image` does.
+    painted again; records of others stay. Raises UserError for an unknown sampler, an empty list or numbers out of
+    range, and as `evaluate_text_to_image` does.
     """
     settings = [Setting(*one) for one in product(samplers, step_counts, guidance_scales, guidance_intervals)]
     if not settings or min(step_counts) < 1 or min(guidance_scales) < 0:
@@ -106,9 +108,10 @@ def sampling_sweep(
     make_folder(out)
     measure = CaptionJudge(judge, heldout)
     places = {"model": str(asked.model.resolve()), "judge": str(judge.folder.resolve())}
-    same = {**places, "seed": asked.seed, "n": len(heldout)}
-    kept = read_json(out / RESULTS) if (out / RESULTS).is_file() else []
-    found: list[dict[str, Any]] = [one for one in kept if same.items() <= one.items()]
+    same = {**places, "seed": asked.seed, "n": len(heldout), "of": _digest(pipeline, judge, heldout)}
+    kept = read_records(out / RESULTS)
+    others = [one for one in kept if not same.items() <= one.items()]
+    found = [one for one in kept if same.items() <= one.items()]
     for setting in settings:
         if any(_is_of(one, {**setting.record(), **same}) for one in found):
             continue
@@ -120,11 +123,18 @@ def sampling_sweep(
         costs = {"evaluations": sum(seen) / len(painted), "seconds": (time.monotonic() - started) / len(painted)}
         rounded = {name: round(value, 4) for name, value in costs.items()}
         found.append({**setting.record(), **same, **rounded, **measure.figures(painted)})
-        write_json(out / RESULTS, found)
+        write_json(out / RESULTS, others + found)
     with atomic_file(out / TABLE) as file:
         file.write(markdown(found).encode())
     draw(out / PLOT, found)
     return found
+
+
+def _digest(pipeline: StableDiffusionPipeline, judge: Evaluator, heldout: Sequence[CaptionedItem]) -> str:
+    """Of all weights, and of the captions and pictures that they are measured by."""
+    parts = (pipeline.text_encoder, pipeline.unet, pipeline.vae, judge.model)
+    said = [(item.text, hashlib.sha256(item.path.read_bytes()).hexdigest()) for item in heldout]
+    return hashlib.sha256(repr([*map(fingerprint, parts), said]).encode()).hexdigest()
 
 
 def _is_of(record: Mapping[str, Any], setting: Mapping[str, Any]) -> bool:

@@ -69,6 +69,13 @@ def test_continuous_schedules_are_the_limits_of_the_discrete_ones() -> None:
     torch.testing.assert_close(KarrasTime().sigma(torch.linspace(1, 0, 11, dtype=torch.float64)), karras)
 
 
+def test_a_schedule_that_begins_with_noise_is_discretised_at_its_own_places() -> None:
+    karras = KarrasTime(sigma_min=0.5)
+    t = torch.arange(1, 11, dtype=torch.float64) / 10
+    ours = NoiseSchedule(discretised(karras, 10))
+    torch.testing.assert_close(ours.sigma[:3], karras.sigma(t)[:3], rtol=1e-9, atol=0)
+
+
 def test_the_sigmoid_schedule_of_time_is_its_papers_formula() -> None:
     def paper(t: float, start: float = -3, end: float = 3, tau: float = 1.0) -> float:  # Chen 2023, algorithm 1
         v_start, v_end = 1 / (1 + math.exp(-start / tau)), 1 / (1 + math.exp(-end / tau))

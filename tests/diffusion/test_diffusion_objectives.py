@@ -81,6 +81,8 @@ def test_min_snr_weights_are_finite_without_signal() -> None:
     assert min_snr_weight(none, "epsilon").item() == 1
     assert min_snr_weight(none, "v_prediction").item() == 0
     assert min_snr_weight(none, "sample").item() == 0
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        assert min_snr_weight(none, prediction_type, offset=1.0).isfinite()
 
 
 def test_a_zero_snr_schedule_trains_v_with_a_finite_loss_towards_minus_x0() -> None:

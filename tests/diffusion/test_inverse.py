@@ -128,6 +128,11 @@ def test_the_blur_keeps_flat_pictures_and_is_scipys() -> None:
     torch.testing.assert_close(Blurred(1.3)(picture), torch.from_numpy(expected))
 
 
+def test_a_blur_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Blurred(0)
+
+
 def test_a_measurement_without_any_error_is_refused() -> None:
     with pytest.raises(ValueError, match="sigma_y must be above 0"):
         Measurement(Grey(), torch.zeros(1, 1, 2, 2), 0.0)

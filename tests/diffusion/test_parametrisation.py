@@ -17,6 +17,7 @@ from miniai.diffusion.parametrisation import (
     from_x0,
     to_x0,
     training_target,
+    x0_coefficients,
 )
 
 KINDS = st.sampled_from(PARAMETRISATIONS)
@@ -99,6 +100,18 @@ def test_float32_keeps_every_digit_of_the_signals_and_the_noises_share(sigma: fl
     cos, sin = cos_sin(torch.tensor([sigma], dtype=torch.float32))
     assert cos.item() == pytest.approx(1 / math.sqrt(1 + sigma**2), rel=3e-7)
     assert sin.item() == pytest.approx(sigma / math.sqrt(1 + sigma**2), rel=3e-7)
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-3, 1.0, 1e6])
+def test_float32_keeps_every_digit_of_the_velocitys_share(sigma: float) -> None:
+    c_skip, c_out = x0_coefficients("flow", torch.tensor([sigma], dtype=torch.float32))
+    assert c_skip.item() == pytest.approx(1 / (1 + sigma), rel=3e-7)
+    assert c_out.item() == pytest.approx(-sigma / (1 + sigma), rel=3e-7)
+
+
+def test_the_velocity_is_defined_without_noise_and_without_signal() -> None:
+    _, c_out = x0_coefficients("flow", torch.tensor([0.0, math.inf], dtype=torch.float64))
+    assert c_out.tolist() == [0.0, -1.0]
 
 
 def test_targets_stay_finite_without_noise_and_without_signal() -> None:

@@ -110,6 +110,8 @@ def test_karras_sigmas_in_a_file_are_for_the_classes_that_read_them(name: str) -
         ({"use_flow_sigmas": True}, "dpmpp_2m", "use_flow_sigmas"),
         ({"lambda_min_clipped": -5.1}, "dpmpp_2m", "lambda_min_clipped"),
         ({"variance_type": "fixed_large"}, "ddpm", "variance_type"),
+        ({"final_sigmas_type": "sigma_min", "euler_at_final": True}, "dpmpp_2m", "euler_at_final"),
+        ({"final_sigmas_type": "sigma_min", "lower_order_final": False}, "dpmpp_2m", "lower_order_final"),
         ({"beta_schedule": "laplace"}, "euler", "beta_schedule"),
         ({"betas": 3}, "euler", "betas"),
     ],

@@ -121,6 +121,8 @@ def test_kid_is_the_same_for_the_same_seed_and_only_then() -> None:
 
 
 def test_too_few_pictures_or_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="subsets of two"):
+        kid(torch.randn(9, 2), torch.randn(9, 2), subset_size=1)
     with pytest.raises(ValueError, match="two pictures"):
         moments(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="four pictures"):

@@ -140,6 +140,15 @@ def test_perceptual_distance_is_equation_1_written_out() -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_layer_that_writes_over_what_it_is_fed_does_not_change_the_outputs_before_it() -> None:
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True)]
+    images = torch.randn(2, 1, 8, 8)
+    expected = layers[0](images)
+    found = layer_outputs(nn.Sequential(*layers), images, ["0", "1"])
+    assert torch.equal(found["0"], expected)
+    assert torch.equal(found["1"], expected.relu())
+
+
 def test_perceptual_distance_is_zero_for_equal_pictures_symmetric_and_differentiable() -> None:
     network = make_network()
     assert perceptual_distance(network, A, A, ["4"]).tolist() == [0.0] * 5

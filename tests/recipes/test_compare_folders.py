@@ -11,7 +11,7 @@ from miniai.base.errors import UserError
 from miniai.base.images import to_tensor
 from miniai.cli import run
 from miniai.evaluate.fid import fid, kid
-from miniai.recipes.compare_folders import compare_folders
+from miniai.recipes.compare_folders import batches, compare_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore::miniai.base.errors.UserNotice")
 
@@ -53,6 +53,16 @@ def test_the_figures_are_those_of_the_pictures_features(tmp_path: Path) -> None:
     assert found["fid"] == pytest.approx(fid(*rows), rel=1e-5)
     expected = kid(*rows, seed=3)
     assert (found["kid_mean"], found["kid_deviation"]) == pytest.approx((expected.mean, expected.deviation), rel=1e-4)
+
+
+def test_large_pictures_are_read_fewer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for i, side in enumerate((10, 10, 10, 40, 40)):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (side, side)).save(paths[-1])
+    assert [len(batch) for batch in batches(paths, 2)] == [2, 1, 2]
+    monkeypatch.setattr("miniai.recipes.compare_folders.MOST_PIXELS", 1000)
+    assert [len(batch) for batch in batches(paths, 32)] == [3, 1, 1]
 
 
 def test_a_folder_is_looked_at_again_only_if_a_picture_or_the_network_has_changed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.diffusion.continuous_objectives import EDMObjective
+from miniai.diffusion.ladder import exponential_sigmas
 from miniai.nn.resnet import ResNetConfig
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
@@ -122,9 +123,11 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     one = next(one for one in json.loads(path.read_text()) if (one["sampler"], one["steps"]) == ("euler", 3))
     assert one["fid"] == found["fid"]  # the recipe's own sampler and number of steps
     assert (tmp_path / "painter" / "fid-steps.png").read_bytes()[:4] == b"\x89PNG"
-    path.write_text(json.dumps(json.loads(path.read_text())[:3]))
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps([*kept[:3], kept[3] | {"seed": 9, "fid": 0.0}]))
     assert run(steps) == 0
     assert capsys.readouterr().out == table
+    assert [one for one in json.loads(path.read_text()) if one["seed"] == 9]  # another's record stays
     assert run([*steps[:-1], "0"]) == 2
     assert "--steps 0 is out of range" in capsys.readouterr().err
     assert run(["evaluate", "fashion", *folders, "--n", "3"]) == 2
@@ -249,6 +252,25 @@ def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:
     assert not torch.equal(some, everywhere)
     with pytest.raises(UserError, match="guidance_interval"):
         painted(guidance_scale=3.0, guidance_interval=(2.0, 1.0))
+
+
+def test_samplers_of_other_spacings_take_other_steps_and_guidance_needs_classes() -> None:
+    config = tiny("edm")
+    with initial_weights(0):
+        model = UNet2DModel(config.model)
+    labels = torch.arange(2)
+    plain, karras, exponential = (
+        paint(model, config, labels, seed=0, sampler=f"euler{spacing}", n_steps=4)
+        for spacing in ("", "_karras", "_exponential")
+    )
+    assert torch.equal(plain, karras)  # EDM's own are Karras'
+    assert not torch.allclose(plain, exponential, atol=1e-3)
+    sigmas = edm_sigmas(4, exponential_sigmas)
+    assert torch.allclose(sigmas[1:4] / sigmas[:3], (sigmas[3] / sigmas[0]) ** (1 / 3))
+    for wrong in ({"guidance_scale": 2.0}, {"guidance_interval": (0.5, 3.0)}):
+        with pytest.raises(UserError, match="knows no classes"):
+            paint(model, config, labels, seed=0, **wrong)
+    paint(model, config, labels, seed=0, guidance_scale=1.0)
 
 
 def test_class_10_is_no_class() -> None:

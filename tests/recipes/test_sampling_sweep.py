@@ -1,6 +1,8 @@
 """The sweep over samplers, steps and guidance: what a setting costs, that nothing is painted twice, what is saved."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,29 @@ def test_every_setting_is_measured_as_the_evaluation_measures_it_and_none_twice(
     again = run(place, step_counts=[2, 3, 4])
     assert painted == [4] * 4  # two samplers, two scales: only what is new
     assert again[:8] == found
+
+
+def test_records_of_other_captions_weights_or_seeds_stay_and_are_not_taken_for_these(
+    place: Path, tmp_path: Path
+) -> None:
+    judge: dict[str, Any] = {"evaluator_minutes": None, "evaluator_steps": 20, "evaluator_size": "tiny"}
+    lists: dict[str, Any] = {"samplers": ["euler"], "step_counts": [2], "guidance_scales": [1.0]}
+    asked = Evaluation(place / "model", place / "shapes", limit=4, **judge)
+    first = sampling_sweep(asked, tmp_path, **lists)
+    (second,) = sampling_sweep(replace(asked, seed=1), tmp_path, **lists)
+    assert json.loads((tmp_path / "sampling.json").read_text()) == [*first, second]
+    shutil.copytree(place / "shapes", tmp_path / "shapes")
+    for metadata in (tmp_path / "shapes").rglob("metadata.jsonl"):
+        metadata.write_text(metadata.read_text().replace(" that is ", " of "))
+        metadata.write_text(metadata.read_text().replace('"text": "', '"text": "the '))
+    evaluator = place / "shapes-evaluator"
+    (third,) = sampling_sweep(replace(asked, data=tmp_path / "shapes", evaluator=evaluator), tmp_path, **lists)
+    assert third["of"] != first[0]["of"]
+    assert sampling_sweep(asked, tmp_path, **lists) == first
+    assert len(json.loads((tmp_path / "sampling.json").read_text())) == 3
+    (tmp_path / "sampling.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is not a list of records"):
+        sampling_sweep(asked, tmp_path, **lists)
 
 
 def test_the_table_has_the_best_first() -> None:
