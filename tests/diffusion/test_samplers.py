@@ -1,5 +1,6 @@
 """Every sampler's whole loop against its Diffusers scheduler, and what all samplers promise."""
 
+import math
 from typing import Any
 
 import pytest
@@ -207,6 +208,33 @@ def test_euler_with_churn_gives_what_diffusers_gives(s_churn: float) -> None:
             model(scheduler.scale_model_input(x, t), t), t, x, generator=generator, **options
         ).prev_sample
         assert relative_error(x_ours, x) < 1e-5
+
+
+def test_heun_with_churn_between_two_sigmas_is_algorithm_2_written_out() -> None:
+    s_churn, s_tmin, s_tmax, s_noise = 1.0, 0.5, 5.0, 1.1
+    sigmas = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.3, 0.0], dtype=torch.float64)
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.tanh(x / (1 + sigma[:, None, None, None]))
+
+    noise = [start_noise(i).double() for i in range(5)]
+    start = 9 * start_noise(7).double()
+    x, n_churned = start, 0
+    for i in range(5):
+        t, t_next = float(sigmas[i]), float(sigmas[i + 1])
+        gamma = min(s_churn / 5, math.sqrt(2) - 1) if s_tmin <= t <= s_tmax else 0.0
+        t_hat = t + gamma * t
+        x_hat = x + math.sqrt(t_hat**2 - t**2) * s_noise * noise[i]
+        n_churned += gamma > 0
+        d = (x_hat - denoiser(x_hat, torch.full((len(x),), t_hat))) / t_hat
+        x = x_hat + (t_next - t_hat) * d
+        if t_next > 0:
+            d_next = (x - denoiser(x, torch.full((len(x),), t_next))) / t_next
+            x = x_hat + (t_next - t_hat) * (d + d_next) / 2
+    options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+    ours = heun(denoiser, start, sigmas, noise=noise.__getitem__, **options)
+    assert n_churned == 3
+    torch.testing.assert_close(ours, x, rtol=1e-6, atol=1e-6)
 
 
 def test_heun_with_churn_keeps_the_distribution_of_the_data() -> None:
