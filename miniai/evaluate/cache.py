@@ -76,8 +76,8 @@ def cached(
                 return read_weights(path)
         except UserError:
             pass  # damaged: computed anew below, and overwritten
+    make_folder(path.parent)  # before the work, which is lost if it cannot be kept
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-    make_folder(path.parent)
     write_weights(path, tensors, asdict(key))
     return tensors
 

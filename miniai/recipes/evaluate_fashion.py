@@ -95,6 +95,8 @@ def evaluate_fashion(
     options |= {"guidance_interval": guidance_interval, "churn": churn}
     guide_scale = GUIDE_SCALE if guide is not None and guide_scale is None else guide_scale
     beside = {} if guide is None else {"guide": load_guide(guide, config, place), "guide_scale": guide_scale}
+    folder = out or model
+    make_folder(folder)
     painted = paint(labels, seed=seed, **options, **beside)
     results: dict[str, Any] = {
         "kind": config.kind,
@@ -110,8 +112,6 @@ def evaluate_fashion(
     }
     if config.knows_classes:
         results["read_as_asked"] = judge.read_as(painted, labels)
-    folder = out or model
-    make_folder(folder)
     save_png(folder / "painted.png", as_sheet(painted[:200], n_columns=20))
     write_json(folder / "evaluation.json", results)
     return results

@@ -140,8 +140,8 @@ def imagic(
         text = TextVectors(target)
         run_stage(run, config.vector_stage, text, items, ImagicObjective(pipe, config), config.seed)
         write_weights(out / VECTORS, {"vectors": text.vectors.detach()})
-    elif run.finished and run.record()["steps"] != vector_steps:
-        print(f"the vectors have learned in {run.record()['steps']} steps before, and stay so", file=sys.stderr)
+    else:
+        _say_if_other(run, vector_steps)
     own = read_weights(out / VECTORS)["vectors"].to(place)
 
     run = StageRun("model", out / "model", place, None, model_steps)
@@ -150,6 +150,8 @@ def imagic(
             layers = LowRankLayers(pipe.unet, UNET_LAYERS, config.rank)
         run_stage(run, config.model_stage, layers, items, ImagicObjective(pipe, config, own), config.seed)
         write_lora(out / CHANGES, {UNET: layers.changes()})
+    else:
+        _say_if_other(run, model_steps)
     pipe.load_lora_weights(out / CHANGES)
     images = edited(pipe, own, target, etas, guidance_scale, config.seed)
     for eta, one in zip(etas, images, strict=True):
@@ -157,6 +159,12 @@ def imagic(
     save_png(out / SHEET, sheet(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), images, etas, config.prompt))
     print(f"from the picture to the text, eta {', '.join(f'{eta:g}' for eta in etas)}: {out / SHEET}", file=sys.stderr)
     return out / SHEET
+
+
+def _say_if_other(run: StageRun, steps: int) -> None:
+    before = run.record()["steps"]
+    if before != steps:
+        print(f"the stage {run.name!r} learned in {before} steps before, and stays so: not {steps}", file=sys.stderr)
 
 
 def sheet(picture: Image.Image, images: Sequence[Image.Image], etas: Sequence[int | float], prompt: str) -> Image.Image:

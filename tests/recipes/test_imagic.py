@@ -114,12 +114,18 @@ def test_stopped_and_resumed_it_paints_the_same(
     assert whole.read_bytes() == parts.read_bytes()
 
 
-def test_finished_it_goes_other_ways_without_learning_again(home: Path, tmp_path: Path) -> None:
+def test_finished_it_goes_other_ways_without_learning_again(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     imagic(home / "it.png", tmp_path / "out", config_of(home), **SHORT)
     stamp = (tmp_path / "out" / "vectors.safetensors").stat().st_mtime_ns
     imagic(home / "it.png", tmp_path / "out", config_of(home), **{**SHORT, "etas": (0.25,)}, resume=True)
     assert (tmp_path / "out" / "eta-0.25.png").is_file()
     assert (tmp_path / "out" / "vectors.safetensors").stat().st_mtime_ns == stamp
+    assert "stays so" not in capsys.readouterr().err
+    imagic(home / "it.png", tmp_path / "out", config_of(home), **{**SHORT, "model_steps": 9}, resume=True)
+    told = f"the stage 'model' learned in {SHORT['model_steps']} steps before, and stays so: not 9"
+    assert [line for line in capsys.readouterr().err.splitlines() if "stays so" in line] == [told]
 
 
 def test_another_picture_needs_another_folder(home: Path, tmp_path: Path) -> None:
