@@ -24,7 +24,7 @@ from miniai.recipes.fashion import CONFIG, is_trained, load_both, load_model, sa
 from miniai.recipes.sheets import labelled_grid
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import initial_weights, run_stage
-from miniai.train.augment import Augment, Augmentation, RandomCrop, RandomErase, RandomErasing, RandomFlip
+from miniai.train.augment import Augment, Augmentation, RandomCrop, RandomErase, RandomFlip
 from miniai.train.callback import Callback
 from miniai.train.data import TensorDataset
 from miniai.train.distributed import is_first
@@ -40,8 +40,7 @@ BATCH = 500  # pictures at a time where nothing is learned
 class Strength:
     """How much pictures are changed in trainings of `from_epochs` epochs and more. `crop`: pixels that they are moved
     by, at most, each way; `erase`: the edge of the patches that are erased, as a share of the picture's, `patches` of
-    them at most (0: none); `flip`: the share of pictures that are mirrored; `mix`: the alpha of MixUp (0: none);
-    `rectangle`: the share of pictures that a rectangle of any shape is erased of, up to 0.4 of the picture."""
+    them at most (0: none); `flip`: the share of pictures that are mirrored; `mix`: the alpha of MixUp (0: none)."""
 
     from_epochs: int | float
     crop: int
@@ -49,13 +48,11 @@ class Strength:
     patches: int
     flip: int | float = 0.5
     mix: int | float = 0.0
-    rectangle: int | float = 0.0
 
     def augmentations(self) -> list[Augmentation]:
         """What is done to each picture, in turn."""
         erase = [RandomErase(self.erase, self.patches)] if self.patches > 0 else []
-        rectangle = [RandomErasing(self.rectangle)] if self.rectangle > 0 else []
-        return [RandomCrop(self.crop), RandomFlip(self.flip), *erase, *rectangle]
+        return [RandomCrop(self.crop), RandomFlip(self.flip), *erase]
 
     def callbacks(self, n_classes: int) -> list[Callback]:
         """The same as callbacks of a Learner, and MixUp, for all of the training but the last fifth."""
@@ -85,7 +82,7 @@ class FashionClassifierConfig:
     strengths: tuple[Strength, ...] = (
         Strength(from_epochs=0, crop=1, erase=0.25, patches=0),
         Strength(from_epochs=10, crop=1, erase=0.25, patches=1),
-        Strength(from_epochs=35, crop=2, erase=0.25, patches=0, rectangle=0.5),
+        Strength(from_epochs=35, crop=1, erase=0.25, patches=2),
     )
     label_smoothing: float = 0.1
     seed: int = 0
