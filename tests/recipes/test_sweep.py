@@ -106,7 +106,7 @@ def test_every_optimizer_takes_a_step_of_its_own() -> None:
         (["--learning-rates", "fast"], "--learning-rates 'fast' is not possible: give numbers, separated"),
         (["--batch-sizes", "1.5"], "--batch-sizes '1.5' is not possible: give whole numbers"),
         (["--batch-sizes", "0"], "--batch-sizes 0 is not possible: give numbers above 0"),
-        (["--learning-rates", "nan"], "--learning-rates nan is not possible"),
+        (["--learning-rates", "nan"], "--learning-rates 'nan' is not possible: give numbers"),
         (["--learning-rates", ","], "these are 0 trainings: list what makes 1 to 200"),
         (["--epochs", "0"], "--epochs 0.0 is not possible"),
         (["--epochs", "inf"], "--epochs inf is not possible"),
