@@ -10,7 +10,7 @@ let settings = {};
 let running = null; // the AbortController of the order that is being painted
 let start = null; // the picture to start from, as a canvas of its own size
 let drawn = null; // where something new is to be painted: strokes on nothing, as large
-let earlier = []; // the drawing as it was before each stroke
+let earlier = []; // the drawing as it was before each of the last strokes
 let tip = [0, 0]; // where the brush was last
 let shown = null; // the picture in the dialog
 
@@ -274,7 +274,7 @@ function brush(event) {
   if (event.type === "pointerdown") {
     canvas.setPointerCapture(event.pointerId);
     tip = [x, y];
-    earlier = [...earlier.slice(-49), strokes()];
+    earlier = [...earlier.slice(-19), strokes()];
   }
   const draw = drawn.getContext("2d");
   Object.assign(draw, { strokeStyle: "#e0218a", lineCap: "round", lineWidth: (find("brush").value / 50) * canvas.width });
