@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from miniai.base.seeds import make_generator
-from miniai.diffusion.objectives import diffusion_loss
+from miniai.diffusion.objectives import diffusion_errors
 from miniai.diffusion.sampling import sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.recipes.model_card import machine
@@ -49,7 +49,7 @@ def main() -> None:
     print("| timestep | sigma | right caption | another's | none |\n| ---: | ---: | ---: | ---: | ---: |")
     for t in TIMESTEPS:
         losses = [
-            diffusion_loss(
+            diffusion_errors(
                 pipe.unet,
                 latents,
                 schedule.alpha_bar,
@@ -58,7 +58,7 @@ def main() -> None:
                 generator=make_generator(0, t),
                 t=torch.full((len(items),), t),
                 condition=condition,
-            )
+            ).mean()
             for condition in (right, other, none)
         ]
         cells = " | ".join(f"{float(loss):.4f}" for loss in losses)

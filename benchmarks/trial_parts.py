@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from miniai.base.images import to_pil, to_tensor
 from miniai.base.seeds import make_generator
-from miniai.diffusion.objectives import Network, diffusion_loss
+from miniai.diffusion.objectives import Network, diffusion_errors
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.weighting import Plain
 from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
@@ -88,14 +88,14 @@ class FlowLoss:
         place = (torch.randperm(len(x0), **drawn) + torch.rand(len(x0), **drawn)) / len(x0)
         time = torch.sigmoid(torch.special.ndtri(place.double().clamp(1e-6, 1 - 1e-6)))
         t = torch.searchsorted(self.times.to(time.device), time).clamp(max=len(self.times) - 1)
-        return diffusion_loss(
+        return diffusion_errors(
             *(network, x0, self.schedule.alpha_bar, "v_prediction"),
             gamma=None,
             generator=generator,
             t=t,
             condition=condition,
             weight=Plain("flow"),
-        )
+        ).mean()
 
 
 class NoisyVAEObjective(VAEObjective):

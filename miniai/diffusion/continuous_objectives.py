@@ -59,6 +59,10 @@ class ContinuousObjective:
     stratified: bool = True
 
     def __call__(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, ""]:
+        return self.errors(network, batch, generator).mean()
+
+    def errors(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch[0].float(), batch[1]
         t = draw_quantiles(len(x0), generator, self.stratified)
         sigma = self.schedule.sigma(t)
@@ -66,7 +70,7 @@ class ContinuousObjective:
         cos, sin = (part.to(x0.device, torch.float32) for part in cos_sin(sigma))
         x_t = like_images(cos, x0) * x0 + like_images(sin, x0) * noise
         prediction = network(x_t, t.to(x0.device, torch.float32), condition)
-        return _loss(prediction, x0, noise, sigma, self.prediction_type, self.weight)
+        return _errors(prediction, x0, noise, sigma, self.prediction_type, self.weight)
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,16 @@ class EDMObjective:
     stratified: bool = True
 
     def __call__(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, ""]:
+        return self.errors(network, batch, generator).mean()
+
+    def errors(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch[0].float(), batch[1]
         sigma = self.draw_sigmas(len(x0), generator).to(x0.device)
         noise = draw_noise(x0, generator)
         x = x0 + like_images(sigma, x0).float() * noise
         f = _call_edm(network, x, sigma, condition, self.sigma_data)
-        return _loss(f, x0, noise, sigma, "edm", None, self.sigma_data)
+        return _errors(f, x0, noise, sigma, "edm", None, self.sigma_data)
 
     def draw_sigmas(self, n: int, generator: torch.Generator) -> Float64[Tensor, " n"]:
         """`n` sigmas, log-normal."""
@@ -154,12 +162,16 @@ class FlowObjective:
     stratified: bool = True
 
     def __call__(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, ""]:
+        return self.errors(network, batch, generator).mean()
+
+    def errors(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch[0].float(), batch[1]
         t = self.draw_times(len(x0), generator).to(x0.device)
         noise = draw_noise(x0, generator)
         share = like_images(t, x0).float()
         prediction = network((1 - share) * x0 + share * noise, t.float(), condition)
-        return _loss(prediction, x0, noise, FlowTime().sigma(t), "flow", None)
+        return _errors(prediction, x0, noise, FlowTime().sigma(t), "flow", None)
 
     def draw_times(self, n: int, generator: torch.Generator) -> Float64[Tensor, " n"]:
         """`n` times in (0, 1)."""
@@ -191,7 +203,7 @@ def _call_edm(network: Network, x: Images, sigma: PerImage, condition: Any, sigm
     return network((x * like_images(c_in, x)).float(), (sigma.log() / 4).float(), condition)
 
 
-def _loss(
+def _errors(
     prediction: Tensor,
     x0: Images,
     noise: Images,
@@ -199,11 +211,11 @@ def _loss(
     kind: Parametrisation,
     weight: WeightOfX0 | None,
     sigma_data: int | float = 1.0,
-) -> Float[Tensor, ""]:
-    """Mean squared error in the prediction, each picture's times its weight."""
+) -> Float[Tensor, " b"]:
+    """Each picture's mean squared error in the prediction, times its weight."""
     sigma = sigma.to(x0.device)
     target = training_target(kind, x0, noise, sigma.float(), float(sigma_data))
     error = (prediction.float() - target).square().flatten(1).mean(1)
     if weight is not None:
         error = error * as_weight_of_prediction(weight, sigma, kind, sigma_data).float()
-    return error.mean()
+    return error

@@ -50,6 +50,15 @@ class DiffusionObjective:
         batch: tuple[Float[Tensor, "b c h w"], Any],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
+        return self.errors(network, batch, generator).mean()
+
+    def errors(
+        self,
+        network: Network,
+        batch: tuple[Float[Tensor, "b c h w"], Any],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " b"]:
+        """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch
         t = draw_timesteps(
             len(x0),
@@ -59,7 +68,7 @@ class DiffusionObjective:
             shift=self.timestep_shift,
             stratified=self.stratified,
         )
-        return diffusion_loss(
+        return diffusion_errors(
             network,
             x0,
             self.schedule.alpha_bar,
@@ -73,7 +82,7 @@ class DiffusionObjective:
         )
 
 
-def diffusion_loss(
+def diffusion_errors(
     network: Network,
     x0: Float[Tensor, "b c h w"],
     alpha_bar: Float[Tensor, " n_timesteps"],
@@ -85,8 +94,9 @@ def diffusion_loss(
     condition: Any = None,
     snr_offset: float = 0.0,
     weight: WeightOfX0 | None = None,
-) -> Float[Tensor, ""]:
-    """Mean squared error of the network's prediction at random noise levels, in float32: Ho et al. 2020, eq. 14.
+) -> Float[Tensor, " b"]:
+    """Each picture's mean squared error of the network's prediction at a random noise level, in float32. Their mean is
+    the loss of Ho et al. 2020, eq. 14.
 
     The network is called once, as `network(x_t, t, condition)` with t in float32 and
     x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. It may run under autocast: the error is taken in float32 anyway.
@@ -110,7 +120,7 @@ def diffusion_loss(
         error = error * weight_of_prediction(weight, level, prediction_type).to(x0.device, torch.float32)
     elif gamma is not None:
         error = error * min_snr_weight(level, prediction_type, gamma, snr_offset).to(x0.device, torch.float32)
-    return error.mean()
+    return error
 
 
 def min_snr_weight(

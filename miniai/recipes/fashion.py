@@ -43,7 +43,7 @@ def start_run(
     Raises UserError if the folder holds a training already and `resume` is not asked for, or one of another config, or
     a finished one of another length.
     """
-    check_epochs("--epochs", epochs)
+    check_above_0("--epochs", epochs)
     keep_config(out, config, resume)
     steps = max(1, round(epochs * (n_items // min(batch_size, n_items))))
     run = StageRun(name, out, device, None, steps)
@@ -55,10 +55,10 @@ def start_run(
     return run
 
 
-def check_epochs(option: str, epochs: int | float) -> None:
-    """Raises UserError unless `epochs` is above 0, and finite."""
-    if not 0 < epochs < float("inf"):
-        raise UserError(f"{option} {epochs} is not possible: give a number above 0")
+def check_above_0(option: str, number: int | float) -> None:
+    """Raises UserError unless `number`, of epochs for instance, is above 0, and finite."""
+    if not 0 < number < float("inf"):
+        raise UserError(f"{option} {number} is not possible: give a number above 0")
 
 
 def keep_config(out: Path, config: Any, resume: bool, name: str = CONFIG) -> None:

@@ -44,15 +44,24 @@ class FashionObjective:
     def __call__(
         self, model: nn.Module, batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        images, labels = batch
         if self._network is None:
-            self._network = compiled(model, self.compiler, images.device)
+            self._network = compiled(model, self.compiler, batch[0].device)
+        return self.errors(self._network, batch, generator).mean()
+
+    def errors(
+        self,
+        network: Callable[..., Tensor],
+        batch: tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " b"]:
+        """Each picture's own part of the loss, which is their mean."""
+        images, labels = batch
         condition = None
         if self.config.knows_classes:
             none = torch.tensor(N_CLASSES, device=labels.device)
             condition = drop_condition(labels, none, self.config.drop_label, generator)
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.objective(self._network, (images, condition), generator)
+        return self.objective.errors(network, (images, condition), generator)
 
 
 def train_fashion_diffusion(

@@ -36,7 +36,7 @@ from miniai.recipes.fashion import (
     CONFIG,
     PADDING,
     as_sheet,
-    check_epochs,
+    check_above_0,
     is_trained,
     keep_config,
     load_both,
@@ -111,8 +111,8 @@ def distil_fashion(
     Raises UserError if the numbers do not fit, the teacher is of another kind or not finished, the data is not there,
     or `out` is in use.
     """
-    check_epochs("--epochs-per-halving", epochs_per_halving)
-    check_epochs("--guidance-epochs", guidance_epochs)
+    check_above_0("--epochs-per-halving", epochs_per_halving)
+    check_above_0("--guidance-epochs", guidance_epochs)
     check_steps(from_steps, to_steps)
     place = pick_device(device)
     network, taught = load_teacher(teacher, place)

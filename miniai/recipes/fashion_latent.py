@@ -25,7 +25,7 @@ from miniai.recipes.fashion import (
     CONFIG,
     PADDING,
     as_sheet,
-    check_epochs,
+    check_above_0,
     is_trained,
     load_both,
     load_model,
@@ -114,7 +114,7 @@ def train_fashion_latent(
     Raises UserError if the data is not there, or `out` is in use.
     """
     config = config or FashionLatentConfig()
-    check_epochs("--autoencoder-epochs", autoencoder_epochs)
+    check_above_0("--autoencoder-epochs", autoencoder_epochs)
     train, test = load_both(data)
     place = pick_device(device)
     stage = config.diffusion.stage

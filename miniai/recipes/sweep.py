@@ -22,7 +22,7 @@ from miniai.base.plots import curves
 from miniai.base.seeds import make_generator
 from miniai.nn.general_relu import GeneralReLU
 from miniai.nn.init import init_glorot, init_kaiming, lsuv
-from miniai.recipes.fashion import check_epochs, keep_config, load_both
+from miniai.recipes.fashion import check_above_0, keep_config, load_both
 from miniai.recipes.fashion_classifier import BATCH, ClassifierObjective
 from miniai.recipes.training import StageInterrupted, initial_weights
 from miniai.train.callback import Callback, CancelFitException
@@ -83,7 +83,7 @@ class SweepConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_epochs("--epochs", self.epochs)
+        check_above_0("--epochs", self.epochs)
         for option, given, known in (
             ("--inits", self.inits, INITS),
             ("--optimizers", self.optimizers, tuple(OPTIMIZERS)),
