@@ -109,7 +109,7 @@ def fashion_refine(
         float, typer.Option(help="What a unit of log likelihood counts: more, and what is told apart soon pulls less.")
     ] = 0.05,
     alpha: Annotated[float, typer.Option(help="What painted pictures count beside real ones.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="Highest rate of the optimizer.")] = 2e-4,
+    learning_rate: Annotated[float, typer.Option(help="Highest rate of the optimizer.")] = 1e-4,
     data: FashionData = None,
     resume: Resume = False,
     device: Device = "auto",

@@ -51,7 +51,8 @@ SEEDS_OF_A_ROUND = 10_000_000  # apart, and from those of an evaluation
 class FashionRefineConfig:
     """The whole recipe. In each of `rounds` the network paints `pictures` by `sampler` in `n_steps` steps (None: as its
     own recipe says), without guidance, and learns from them for `steps` batches, each of `stage.batch_size` real ones
-    and as many of its own, with `beta` and `alpha` as in `DiscriminativeObjective`."""
+    and as many of its own, with `beta` and `alpha` as in `DiscriminativeObjective`. The rate of round k is a k-th of
+    that of `stage`: the less is left to learn, the sooner a step goes too far."""
 
     rounds: int = 1
     pictures: int = 6000
@@ -64,7 +65,7 @@ class FashionRefineConfig:
         default_factory=lambda: StageConfig(
             share=1.0,
             batch_size=64,
-            learning_rate=2e-4,
+            learning_rate=1e-4,
             weight_decay=0.0,
             warmup=0.07,
             decay_from=0.07,
@@ -170,7 +171,8 @@ def run_round(
 
     scaled = to_patches(painted.float() / 127.5 - 1, own.patch_size)
     objective = RefineObjective(config, own, painter.eval().requires_grad_(False), scaled.to(run.device), labels)
-    run_stage(run, config.stage, network, items, objective, own.seed + number, sample=show)
+    stage = replace(config.stage, learning_rate=config.stage.learning_rate / number)
+    run_stage(run, stage, network, items, objective, own.seed + number, sample=show)
     save_model(network, run.folder)
     return network
 
