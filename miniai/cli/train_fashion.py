@@ -98,8 +98,8 @@ def fashion_refine(
         Path, typer.Option("--painter", help="Folder of a finished training of fashion-ddpm or its siblings.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the refined network; its rounds are in its subfolders.")],
-    rounds: Annotated[int, typer.Option(help="How often it paints pictures and learns from them.")] = 1,
-    pictures: Annotated[int, typer.Option(help="Pictures that it paints in each round.")] = 6000,
+    rounds: Annotated[int, typer.Option(help="How often it paints pictures and learns from them.")] = 2,
+    pictures: Annotated[int, typer.Option(help="Pictures that it paints in each round.")] = 4000,
     steps: Annotated[int, typer.Option(help="Steps of training in each round.")] = 80,
     sampler: Annotated[str | None, typer.Option(help="How it paints them.", show_default="as its recipe says")] = None,
     sampler_steps: Annotated[
@@ -109,7 +109,9 @@ def fashion_refine(
         float, typer.Option(help="What a unit of log likelihood counts: more, and what is told apart soon pulls less.")
     ] = 0.05,
     alpha: Annotated[float, typer.Option(help="What painted pictures count beside real ones.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="Highest rate of the optimizer.")] = 1e-4,
+    learning_rate: Annotated[
+        float, typer.Option(help="Highest rate of the optimizer in the first round; in round k it is a k-th of this.")
+    ] = 1e-4,
     data: FashionData = None,
     resume: Resume = False,
     device: Device = "auto",

@@ -5,6 +5,7 @@ learns to find real ones likelier and its own less likely than it did, and is th
 is a training in a subfolder of its own, which paints by itself, too.
 """
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class FashionRefineConfig:
     and as many of its own, with `beta` and `alpha` as in `DiscriminativeObjective`. The rate of round k is a k-th of
     that of `stage`: the less is left to learn, the sooner a step goes too far."""
 
-    rounds: int = 1
-    pictures: int = 6000
+    rounds: int = 2
+    pictures: int = 4000
     steps: int = 80
     sampler: str | None = None
     n_steps: int | None = None
@@ -167,7 +168,8 @@ def run_round(
 
     def show(path: Path) -> None:
         make_folder(path.parent)
-        save_png(path, as_sheet(paint(network, own, torch.arange(20) % N_CLASSES, seed=0)))
+        few = min(config.n_steps or own.n_steps, 50)
+        save_png(path, as_sheet(paint(network, own, labels[:20], seed=0, sampler=config.sampler, n_steps=few)))
 
     scaled = to_patches(painted.float() / 127.5 - 1, own.patch_size)
     objective = RefineObjective(config, own, painter.eval().requires_grad_(False), scaled.to(run.device), labels)
@@ -182,6 +184,7 @@ def own_pictures(
 ) -> UInt8[Tensor, "n 1 h w"]:
     """A picture by `painter` for each label, in steps of 1/255 as real ones are; kept in the file `path`."""
     if not path.is_file():
+        print(f"{path.parent.name}: painting {len(labels):,} pictures", file=sys.stderr)
         painted = (paint(painter, own, labels, guidance_scale=1.0, **ways) + 1) * 127.5
         write_weights(path, {"pictures": painted.round().byte()})
     return read_weights(path)["pictures"]

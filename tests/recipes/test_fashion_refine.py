@@ -141,7 +141,7 @@ def test_the_command_says_where_the_refined_network_is(
 ) -> None:
     out = tmp_path / "refined"
     options = ["--painter", str(painters / "edm"), "--out", str(out), "--data", str(DATA), "--device", "cpu"]
-    numbers = ["--pictures", "16", "--steps", "2", "--sampler", "euler", "--sampler-steps", "2"]
+    numbers = ["--rounds", "1", "--pictures", "16", "--steps", "2", "--sampler", "euler", "--sampler-steps", "2"]
     assert run(["train", "fashion-refine", *options, *numbers]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"round-1"}
