@@ -133,6 +133,7 @@ def test_the_same_generator_gives_the_same_loss_and_another_seed_another() -> No
     first, again, other = (objective(guess, (X0, None), make_generator(seed, 10)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    assert torch.equal(first, objective.errors(guess, (X0, None), make_generator(1, 10)).mean())
 
 
 def test_under_bfloat16_autocast_the_loss_is_float32_and_near_and_has_gradients() -> None:
