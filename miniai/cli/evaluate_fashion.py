@@ -1,7 +1,7 @@
 """`miniai evaluate`: what paints Fashion-MNIST, its pictures, and samplers by themselves."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -49,21 +49,33 @@ def fashion(
     churn: Annotated[
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,
+    reject_by: Annotated[
+        Path | None,
+        typer.Option(help="Folder of another classifier: what it does not see the class in is painted again."),
+    ] = None,
+    reject_below: Annotated[
+        float | None, typer.Option(help="And how sure it must be of it, 0 to 1.", show_default="0.5")
+    ] = None,
     seed: FirstSeed = 0,
+    draws: Annotated[int, typer.Option(help="How often to paint --n pictures; figures are means over the draws.")] = 1,
     device: Device = "auto",
 ) -> None:
     """Paint clothes and measure FID beside that of real ones; and how many are of the class that was asked for."""
     _check(n, guidance_scale, steps)
     generate_request.check_ranges(("--churn", churn, 0, 1000, ""), ("--guide-scale", guide_scale, 1, 100, ""))
-    from miniai.recipes.evaluate_fashion import evaluate_fashion
+    generate_request.check_ranges(("--draws", draws, 1, 1000, "draws"), ("--reject-below", reject_below, 0, 1, ""))
+    from miniai.recipes.evaluate_fashion import FashionWays, evaluate_fashion
 
-    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "churn": churn}
-    options |= {"guidance_interval": guidance_interval, "guide": guide, "guide_scale": guide_scale}
-    found = evaluate_fashion(model, classifier, data=data, out=out, n=n, seed=seed, device=device, **options)
+    guidance = (guidance_scale, guidance_interval, guide, guide_scale)
+    ways = FashionWays(sampler, steps, *guidance, churn, reject_by, reject_below)
+    found = evaluate_fashion(model, classifier, ways, data=data, out=out, n=n, seed=seed, draws=draws, device=device)
+    spread = "" if draws == 1 else f", {found['deviation_of_ratio']:.2f} its deviation over {draws} draws"
     typer.echo(
         f"FID {found['fid']:.3f} with {found['calls']} calls, of as many real pictures {found['fid_of_real']:.3f}: "
-        f"ratio {found['ratio']:.2f}"
+        f"ratio {found['ratio']:.2f}{spread}"
     )
+    if reject_by is not None:
+        typer.echo(f"{found['painted_for_each']:.2f} pictures painted for each that was kept")
     if "read_as_asked" in found:
         typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")
 

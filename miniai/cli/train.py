@@ -127,6 +127,7 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         learning_rate: Annotated[
             float | None, typer.Option(help="Highest rate of the optimizer.", show_default="the recipe's")
         ] = None,
+        classes: Annotated[bool, typer.Option("--classes", help="Tell the network the class of each picture.")] = False,
         resume: Resume = False,
         device: Device = "auto",
         compile_: Annotated[
@@ -137,7 +138,7 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         from miniai.recipes.fashion_diffusion_config import recipe
 
         ways: dict[str, Any] = {"compiler": "inductor" if compile_ else None, "init": init}
-        config = recipe(kind, learning_rate)
+        config = recipe(kind, learning_rate, classes)
         with stage_stops():
             train(kind, out, data=data, epochs=epochs, resume=resume, device=device, config=config, **ways)
         typer.echo(out)
@@ -146,6 +147,6 @@ def _fashion_diffusion(kind: str, text: str) -> None:
 
 
 _fashion_diffusion("ddpm", "Paint clothes: noise predicted on the linear schedule of DDPM.")
-_fashion_diffusion("ddim-cosine", "Paint clothes: noise predicted on the cosine schedule, sampled by DDIM.")
+_fashion_diffusion("ddim-cosine", "Paint clothes: v predicted on the cosine schedule, sampled by DDIM.")
 _fashion_diffusion("edm", "Paint clothes: the network of EDM, preconditioned, on log-normal noise levels.")
 _fashion_diffusion("conditional", "Paint clothes of a class that one asks for, with guidance.")

@@ -95,7 +95,8 @@ def train_fashion_diffusion(
     init = _kept_init(out) if init is None and resume else init
     start = None if init is None or checkpoints(out / "checkpoints") else load_fashion_diffusion(init, place)
     if start is not None and start[1].model != config.model:
-        raise UserError(f"{init} has another network than fashion-{kind}: its training cannot go on here")
+        why = "is it told classes, and --classes missing here, or the other way round?"
+        raise UserError(f"{init} has another network than fashion-{kind}: {why}")
     config = replace(config, init=None if init is None else str(init))
     run = start_run("diffusion", out, config, epochs, len(train), config.stage.batch_size, place, resume)
     if is_trained(run):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from miniai.base.errors import UserError
 from miniai.diffusion.continuous_objectives import EDMObjective
-from miniai.diffusion.schedule import ScheduleConfig
+from miniai.diffusion.schedule import PredictionType, ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig
 from miniai.recipes.fashion_unets import patch_unet, small_unet
 from miniai.recipes.text_to_image_config import StageConfig
@@ -25,7 +25,8 @@ class FashionDiffusionConfig:
     deviation of the pixels, which EDM scales by. `patch_size`: above 1 the network sees pictures without their padding,
     the pixels of each patch of that many by that many as channels: see `to_patches`. A distilled network has `ladder`,
     the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both. `init` is the
-    folder of the training whose weights this one began with, if any."""
+    folder of the training whose weights this one began with, if any. `prediction_type` is of the discrete schedules
+    (None: noise, but v in latents)."""
 
     kind: Kind
     model: UNet2DConfig = field(default_factory=small_unet)
@@ -44,6 +45,7 @@ class FashionDiffusionConfig:
     ladder: tuple[float, ...] = ()
     guidance_range: tuple[float, float] | None = None
     init: str | None = None
+    prediction_type: PredictionType | None = None
 
     def __post_init__(self) -> None:
         n_values = self.patch_size**2
@@ -68,12 +70,11 @@ class FashionDiffusionConfig:
     @property
     def schedule(self) -> ScheduleConfig:
         """The discrete schedules. (EDM's is continuous.)"""
-        if self.kind == "ddpm":
-            return ScheduleConfig(beta_schedule="linear", prediction_type="epsilon")
+        usual: PredictionType = "v_prediction" if self.kind == "latent" else "epsilon"
         return ScheduleConfig(
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="epsilon" if self.kind == "ddim-cosine" else "v_prediction",
-            timestep_spacing="trailing",
+            beta_schedule="linear" if self.kind == "ddpm" else "squaredcos_cap_v2",
+            prediction_type=self.prediction_type or usual,
+            timestep_spacing="leading" if self.kind == "ddpm" else "trailing",
         )
 
     @property
@@ -87,7 +88,9 @@ BY_MUON = StageConfig(
 ON_PATCHES: dict[str, Any] = {"stage": BY_MUON, "patch_size": 2}
 RECIPES: dict[Kind, FashionDiffusionConfig] = {
     "ddpm": FashionDiffusionConfig("ddpm", model=patch_unet(), sampler="ddpm", n_steps=1000, **ON_PATCHES),
-    "ddim-cosine": FashionDiffusionConfig("ddim-cosine", model=patch_unet(), **ON_PATCHES),
+    "ddim-cosine": FashionDiffusionConfig(
+        "ddim-cosine", model=patch_unet(), prediction_type="v_prediction", **ON_PATCHES
+    ),
     "edm": FashionDiffusionConfig("edm", model=patch_unet(), sampler="lms", n_steps=20, **ON_PATCHES),
     "conditional": FashionDiffusionConfig(
         "conditional", model=patch_unet(N_CLASSES + 1), sampler="dpmpp_2m", n_steps=20, **ON_PATCHES
@@ -95,12 +98,14 @@ RECIPES: dict[Kind, FashionDiffusionConfig] = {
 }
 
 
-def recipe(kind: str, learning_rate: float | None = None) -> FashionDiffusionConfig:
-    """The recipe of that name, at another rate if one is given. Raises UserError if there is none, or for a rate that
-    is not above 0."""
+def recipe(kind: str, learning_rate: float | None = None, classes: bool = False) -> FashionDiffusionConfig:
+    """The recipe of that name, at another rate if one is given; with `classes` its network is told them, whatever the
+    recipe. Raises UserError if there is none, or for a rate that is not above 0."""
     if kind not in KINDS:
         raise UserError(f"unknown recipe {kind!r}: there are {', '.join(KINDS)}")
     config = RECIPES[kind]
+    if classes:
+        config = replace(config, model=replace(config.model, num_class_embeds=N_CLASSES + 1))
     if learning_rate is None:
         return config
     if not 0 < learning_rate < math.inf:

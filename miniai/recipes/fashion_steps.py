@@ -13,8 +13,8 @@ from miniai.base.files import make_folder, read_records, write_json
 from miniai.diffusion.pictures import plot_quality
 from miniai.diffusion.sampling import find_sampler, n_calls
 from miniai.evaluate.cache import fingerprint
-from miniai.recipes.evaluate_fashion import Judge
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
+from miniai.recipes.fashion_judge import Judge
 from miniai.recipes.fashion_latent import load_painter
 
 RESULTS, PLOT = "fid-steps.json", "fid-steps.png"

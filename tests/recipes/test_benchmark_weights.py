@@ -7,10 +7,10 @@ import torch
 
 from miniai.base.seeds import make_generator
 from miniai.diffusion.discriminative import DiscriminativeObjective
-from miniai.recipes.evaluate_fashion import named
 from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_classifier import accuracy, load_classifier
 from miniai.recipes.fashion_diffusion import FashionObjective
+from miniai.recipes.fashion_judge import named
 from miniai.recipes.fashion_painting import load_fashion_diffusion, load_guide, paint, to_patches
 from miniai.train.fashion_mnist import load_fashion_mnist
 

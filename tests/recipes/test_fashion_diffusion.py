@@ -225,10 +225,36 @@ def test_a_training_goes_on_from_the_weights_of_another(tmp_path: Path, capsys: 
     assert all(torch.equal(weight, resumed[name]) for name, weight in first.items())
     command = ["train", "fashion-edm", "--data", str(DATA), "--out", str(tmp_path / "other")]
     assert run([*command, "--init", str(tmp_path / "first")]) == 2
-    assert "has another network than fashion-edm" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "has another network than fashion-edm" in err
+    assert "--classes" in err
     assert run([*command, "--learning-rate", "0"]) == 2
     assert "--learning-rate 0 is not possible" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_any_recipe_can_be_told_the_class_and_go_on_from_another_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_fashion_diffusion("conditional", tmp_path / "edm", data=DATA, epochs=0.4, config=tiny("conditional"))
+    monkeypatch.setitem(RECIPES, "ddim-cosine", tiny("ddim-cosine"))
+    command = ["train", "fashion-ddim-cosine", "--data", str(DATA), "--epochs", "0.4", "--device", "cpu"]
+    assert run([*command, "--classes", "--init", str(tmp_path / "edm"), "--out", str(tmp_path / "cosine")]) == 0
+    model, config = load_fashion_diffusion(tmp_path / "cosine", CPU)
+    assert (config.init, config.model.num_class_embeds) == (str(tmp_path / "edm"), N_CLASSES + 1)
+    shirts, boots = (paint(model, config, torch.full((4,), label), seed=0, guidance_scale=2.0) for label in (6, 9))
+    assert not torch.equal(shirts, boots)
+    assert run([*command, "--out", str(tmp_path / "untold")]) == 0
+    assert load_fashion_diffusion(tmp_path / "untold", CPU)[1].model.num_class_embeds is None
+
+
+def test_what_is_predicted_is_the_recipes_and_that_of_older_folders_is_noise() -> None:
+    """Folders written before `prediction_type` was a field have none: latents were v, pixels noise."""
+    kinds = {kind: RECIPES[kind].schedule.prediction_type for kind in ("ddpm", "ddim-cosine")}
+    assert kinds == {"ddpm": "epsilon", "ddim-cosine": "v_prediction"}
+    older = replace(RECIPES["ddim-cosine"], prediction_type=None)
+    assert older.schedule.prediction_type == "epsilon"
+    assert replace(older, kind="latent").schedule.prediction_type == "v_prediction"
 
 
 def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Classifiers that look at painted clothes: how far from real ones, of which class, and which to paint again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from miniai.evaluate.cache import FeatureKey, cached_features, fingerprint
+from miniai.evaluate.fid import fid
+from miniai.nn.resnet import ResNet
+from miniai.recipes.fashion import PADDING, load_both
+from miniai.recipes.fashion_classifier import BATCH, load_classifier
+from miniai.train.fashion_mnist import LabelledImages
+
+FEATURES = "features"  # folder beside the classifier's weights
+SEEDS_OF_A_TRY = 1_000_000_000  # apart
+
+
+class Judge:
+    """A classifier, and how it sees the real pictures, which is kept beside its weights.
+
+    Raises UserError if the folder holds no finished training, or the data is not there.
+    """
+
+    def __init__(self, folder: Path, data: Path | None, device: torch.device) -> None:
+        self.network, self.device = load_classifier(folder, device), device
+        self.train, self.test = load_both(data)
+        self._folder, self._name = folder / FEATURES, fingerprint(self.network)
+
+    def fid(self, painted: Float[Tensor, "n 1 h w"]) -> dict[str, float]:
+        """`fid` of painted pictures against the test pictures, `fid_of_real` of as many training pictures, `ratio`."""
+        real = self.of_real(self.test)
+        spread = torch.linspace(0, len(self.train) - 1, min(len(painted), len(self.train))).long()
+        some = LabelledImages(self.train.images[spread], self.train.labels[spread], self.train.source)
+        of_painted = fid(features(self.network, painted, self.device), real)
+        of_real = fid(self.of_real(some), real)
+        return {"fid": of_painted, "fid_of_real": of_real, "ratio": of_painted / of_real}
+
+    def of_real(self, pictures: LabelledImages) -> Float[Tensor, "n d"]:
+        """Features of real pictures: computed once, and then read."""
+        key = FeatureKey(fingerprint(pictures.images), f"padded by {PADDING}, in [-1, 1]", self._name)
+        return cached_features(self._folder, key, lambda: features(self.network, pictures.scaled(PADDING), self.device))
+
+    def figures(self, painted: Float[Tensor, "n 1 h w"], labels: Int64[Tensor, " n"] | None) -> dict[str, float]:
+        """What `fid` says, and `read_as_asked` if there are labels."""
+        return self.fid(painted) | ({} if labels is None else {"read_as_asked": self.read_as(painted, labels)})
+
+    def read_as(self, painted: Float[Tensor, "n 1 h w"], labels: Int64[Tensor, " n"]) -> float:
+        """The share of pictures that it takes to be of the class that was asked for."""
+        return float((named(self.network, painted, self.device) == labels).float().mean())
+
+
+class PaintUntilClear:
+    """`paint`, but what a classifier takes to be of the class asked for with a probability below `below` is painted
+    again, from other noise: rejection by a classifier (Razavi et al. 2019, arXiv 1906.00446, section 3.3).
+
+    After `tries` the clearest of them is kept. `n_painted` counts all that was painted. Picture i's try k is drawn from
+    a seed that is k * `SEEDS_OF_A_TRY` above the call's, and its place among those that were still to be painted.
+
+    >>> bright = lambda images: torch.cat([images.mean((1, 2, 3)), -images.mean((1, 2, 3))])[None] * 100
+    >>> paint = PaintUntilClear(lambda labels, seed: torch.full((1, 1, 9, 9), seed - 0.5), bright, torch.device("cpu"))
+    >>> float(paint(torch.tensor([0]), seed=0).mean()) > 0, paint.n_painted
+    (True, 2)
+    """
+
+    def __init__(
+        self,
+        paint: Callable[..., Tensor],
+        classifier: Callable[[Tensor], Tensor],
+        device: torch.device,
+        below: int | float = 0.5,
+        tries: int = 10,
+    ) -> None:
+        self.paint, self.classifier, self.device = paint, classifier, device
+        self.below, self.tries, self.n_painted = below, tries, 0
+
+    def __call__(self, labels: Int64[Tensor, " n"], *, seed: int, **options: Any) -> Float[Tensor, "n 1 h w"]:
+        kept, clear = self._try(labels, seed, options)
+        for number in range(1, self.tries):
+            again = (clear < self.below).nonzero()[:, 0]
+            if len(again) == 0:
+                break
+            others, how_clear = self._try(labels[again], seed + number * SEEDS_OF_A_TRY, options)
+            better = how_clear > clear[again]
+            kept[again[better]], clear[again[better]] = others[better], how_clear[better]
+        return kept
+
+    def _try(
+        self, labels: Int64[Tensor, " n"], seed: int, options: dict[str, Any]
+    ) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, " n"]]:
+        """Pictures, and with what probability each is of its class."""
+        painted = self.paint(labels, seed=seed, **options)
+        self.n_painted += len(labels)
+        logits = class_logits(self.classifier, painted, self.device)
+        return painted, logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+@torch.no_grad()
+def features(network: ResNet, images: Float[Tensor, "n 1 h w"], device: torch.device) -> Float[Tensor, "n d"]:
+    """What the classifier's last layer sees of each picture."""
+    return torch.cat([network.features(part.to(device)).cpu() for part in images.split(BATCH)])
+
+
+def named(
+    network: Callable[[Tensor], Tensor], images: Float[Tensor, "n 1 h w"], device: torch.device
+) -> Int64[Tensor, " n"]:
+    """The class that the classifier takes each picture to be of."""
+    return class_logits(network, images, device).argmax(1)
+
+
+@torch.no_grad()
+def class_logits(
+    network: Callable[[Tensor], Tensor], images: Float[Tensor, "n 1 h w"], device: torch.device
+) -> Float[Tensor, "n c"]:
+    """What the classifier says of each picture; it was trained without the padding."""
+    bare = images[:, :, PADDING:-PADDING, PADDING:-PADDING]
+    return torch.cat([network(part.to(device)).cpu() for part in bare.split(BATCH)])
