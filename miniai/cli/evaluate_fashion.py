@@ -50,11 +50,14 @@ def fashion(
         float, typer.Option(help="Noise put back in each step, s_churn of euler and heun, 0 to 1000.")
     ] = 0.0,
     reject_by: Annotated[
-        Path | None,
-        typer.Option(help="Folder of another classifier: what it does not see the class in is painted again."),
+        list[Path] | None,
+        typer.Option(
+            help="Folder of another classifier: what it does not see the class in is painted again. Repeatable."
+        ),
     ] = None,
     reject_below: Annotated[
-        float | None, typer.Option(help="And how sure it must be of it, 0 to 1.", show_default="0.5")
+        float | None,
+        typer.Option(help="And how sure all of them must be of it in the mean, 0 to 1.", show_default="0.5"),
     ] = None,
     seed: FirstSeed = 0,
     draws: Annotated[int, typer.Option(help="How often to paint --n pictures; figures are means over the draws.")] = 1,
@@ -67,14 +70,14 @@ def fashion(
     from miniai.recipes.evaluate_fashion import FashionWays, evaluate_fashion
 
     guidance = (guidance_scale, guidance_interval, guide, guide_scale)
-    ways = FashionWays(sampler, steps, *guidance, churn, reject_by, reject_below)
+    ways = FashionWays(sampler, steps, *guidance, churn, tuple(reject_by or ()), reject_below)
     found = evaluate_fashion(model, classifier, ways, data=data, out=out, n=n, seed=seed, draws=draws, device=device)
     spread = "" if draws == 1 else f", {found['deviation_of_ratio']:.2f} its deviation over {draws} draws"
     typer.echo(
         f"FID {found['fid']:.3f} with {found['calls']} calls, of as many real pictures {found['fid_of_real']:.3f}: "
         f"ratio {found['ratio']:.2f}{spread}"
     )
-    if reject_by is not None:
+    if reject_by:
         typer.echo(f"{found['painted_for_each']:.2f} pictures painted for each that was kept")
     if "read_as_asked" in found:
         typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")

@@ -36,8 +36,8 @@ class FashionWays:
     - sampler, steps, guidance_scale: None is what the network's own recipe says.
     - guidance_interval, churn: as in `painter_of`.
     - guide, guide_scale: the folder of a shorter training of the same recipe, and how far from it.
-    - reject_by, reject_below: the folder of a classifier: pictures that it takes to be of the class asked for with a
-      smaller probability are painted again. It should not be the judge, too, who would see its own work.
+    - reject_by, reject_below: folders of classifiers: pictures that they take to be of the class asked for with a
+      smaller probability are painted again. The judge should not be among them, who would see its own work.
     """
 
     sampler: str | None = None
@@ -47,7 +47,7 @@ class FashionWays:
     guide: Path | None = None
     guide_scale: int | float | None = None
     churn: int | float = 0.0
-    reject_by: Path | None = None
+    reject_by: tuple[Path, ...] = ()
     reject_below: int | float | None = None
 
     def filled(self, config: FashionDiffusionConfig) -> "FashionWays":
@@ -56,14 +56,14 @@ class FashionWays:
             raise UserError("--guide-scale says how far to keep from --guide: name a folder there")
         if self.guide is not None and config.kind == "latent":
             raise UserError("--guide is for networks of pixels: those of latents have an autoencoder of their own each")
-        if self.reject_by is None and self.reject_below is not None:
+        if not self.reject_by and self.reject_below is not None:
             raise UserError("--reject-below says how sure --reject-by must be: name a classifier there")
-        if self.reject_by is not None and not config.knows_classes:
+        if self.reject_by and not config.knows_classes:
             raise UserError("this network is told no classes to reject by: leave --reject-by out")
         usual: dict[str, Any] = {"sampler": config.sampler, "steps": config.n_steps}
         usual["guidance_scale"] = config.guidance_scale
         usual |= {} if self.guide is None else {"guide_scale": GUIDE_SCALE}
-        usual |= {} if self.reject_by is None else {"reject_below": REJECT_BELOW}
+        usual |= {"reject_below": REJECT_BELOW} if self.reject_by else {}
         return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
     def options(self, config: FashionDiffusionConfig, device: torch.device) -> dict[str, Any]:
@@ -100,8 +100,9 @@ def evaluate_fashion(
     labels = torch.arange(n) % N_CLASSES
     options = ways.options(config, place)
     paint: Callable[..., Tensor] = painter
-    if ways.reject_by is not None and ways.reject_below is not None:
-        paint = PaintUntilClear(painter, load_classifier(ways.reject_by, place), place, ways.reject_below)
+    if ways.reject_below is not None:
+        by = [load_classifier(one, place) for one in ways.reject_by]
+        paint = PaintUntilClear(painter, by, place, ways.reject_below)
     folder = out or model
     make_folder(folder)
     each: list[dict[str, float]] = []
@@ -113,7 +114,9 @@ def evaluate_fashion(
     results: dict[str, Any] = {
         "kind": config.kind,
         "n": n,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in asdict(ways).items()},
+        **asdict(ways),
+        "guide": None if ways.guide is None else str(ways.guide),
+        "reject_by": [str(one) for one in ways.reject_by],
         "calls": n_calls(find_sampler(ways.sampler or config.sampler), ways.steps or config.n_steps),
         "painted_for_each": paint.n_painted / (n * draws) if isinstance(paint, PaintUntilClear) else 1.0,
         "seed": seed,

@@ -1,6 +1,6 @@
 """Classifiers that look at painted clothes: how far from real ones, of which class, and which to paint again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,17 @@ class Judge:
 
 
 class PaintUntilClear:
-    """`paint`, but what a classifier takes to be of the class asked for with a probability below `below` is painted
-    again, from other noise: rejection by a classifier (Razavi et al. 2019, arXiv 1906.00446, section 3.3).
+    """`paint`, but what classifiers take to be of the class asked for with a probability below `below` is painted
+    again, from other noise: rejection by a classifier (Razavi et al. 2019, arXiv 1906.00446, section 3.3). Theirs is
+    the mean over all of them, and over each picture as it is and mirrored: the better they know, the fewer pictures
+    that are only unusual are lost.
 
     After `tries` the clearest of them is kept. `n_painted` counts all that was painted. Picture i's try k is drawn from
     a seed that is k * `SEEDS_OF_A_TRY` above the call's, and its place among those that were still to be painted.
 
-    >>> bright = lambda images: torch.cat([images.mean((1, 2, 3)), -images.mean((1, 2, 3))])[None] * 100
-    >>> paint = PaintUntilClear(lambda labels, seed: torch.full((1, 1, 9, 9), seed - 0.5), bright, torch.device("cpu"))
+    >>> bright = lambda images: torch.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1) * 100
+    >>> by_seed = lambda labels, seed: torch.full((1, 1, 9, 9), seed - 0.5)
+    >>> paint = PaintUntilClear(by_seed, [bright], torch.device("cpu"))
     >>> float(paint(torch.tensor([0]), seed=0).mean()) > 0, paint.n_painted
     (True, 2)
     """
@@ -69,16 +72,17 @@ class PaintUntilClear:
     def __init__(
         self,
         paint: Callable[..., Tensor],
-        classifier: Callable[[Tensor], Tensor],
+        classifiers: Sequence[Callable[[Tensor], Tensor]],
         device: torch.device,
         below: int | float = 0.5,
         tries: int = 10,
     ) -> None:
-        self.paint, self.classifier, self.device = paint, classifier, device
+        self.paint, self.classifiers, self.device = paint, classifiers, device
         self.below, self.tries, self.n_painted = below, tries, 0
 
     def __call__(self, labels: Int64[Tensor, " n"], *, seed: int, **options: Any) -> Float[Tensor, "n 1 h w"]:
         kept, clear = self._try(labels, seed, options)
+        kept = kept.clone()
         for number in range(1, self.tries):
             again = (clear < self.below).nonzero()[:, 0]
             if len(again) == 0:
@@ -94,8 +98,9 @@ class PaintUntilClear:
         """Pictures, and with what probability each is of its class."""
         painted = self.paint(labels, seed=seed, **options)
         self.n_painted += len(labels)
-        logits = class_logits(self.classifier, painted, self.device)
-        return painted, logits.float().softmax(1).gather(1, labels[:, None])[:, 0]
+        ways = (painted, painted.flip(3))
+        views = [class_logits(one, way, self.device).float().softmax(1) for one in self.classifiers for way in ways]
+        return painted, torch.stack(views).mean(0).gather(1, labels[:, None])[:, 0]
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def test_the_refined_painter_finds_real_clothes_likelier_than_the_one_it_was_doe
     assert loss.item() < 1.375  # 1.386 is what guessing has
 
 
-@pytest.mark.parametrize("name", ["fashion-classifier", "fashion-judge"])
+@pytest.mark.parametrize("name", ["fashion-classifier", "fashion-classifier-wide", "fashion-judge"])
 def test_each_classifier_names_real_clothes(name: str) -> None:
     classifier = load_classifier(WEIGHTS / name, CPU)
     assert accuracy(classifier, load_fashion_mnist("test", DATA), CPU)["accuracy"] > 0.9

@@ -40,7 +40,7 @@ def logit_of_brightness(images: Tensor) -> Tensor:
 def test_what_is_not_clear_is_painted_again_and_the_clearest_is_kept() -> None:
     tries = [[1.0, -3.0, -2.0], [9.0, 8.0, -1.0], [9.0, 9.0, -1.5]]
     painter = Painter(tries)
-    until = PaintUntilClear(painter, logit_of_brightness, CPU, below=0.2, tries=3)
+    until = PaintUntilClear(painter, [logit_of_brightness], CPU, below=0.2, tries=3)
     kept = until(torch.tensor([0, 1, 2]), seed=5, churn=1.0)
     assert kept[:, 0, 0, 0].tolist() == [1.0, 8.0, -1.0]  # clear at once; at the second try; never, but at its best
     assert painter.asked == [
@@ -50,9 +50,30 @@ def test_what_is_not_clear_is_painted_again_and_the_clearest_is_kept() -> None:
     ]
     assert until.n_painted == 6
     assert (
-        PaintUntilClear(Painter(tries), logit_of_brightness, CPU, below=0.0)(torch.tensor([0, 1, 2]), seed=0).tolist()
+        PaintUntilClear(Painter(tries), [logit_of_brightness], CPU, below=0.0)(torch.tensor([0, 1, 2]), seed=0).tolist()
         == Painter(tries)(torch.tensor([0, 1, 2]), seed=0).tolist()
     )
+
+
+def test_classifiers_and_mirror_images_count_alike() -> None:
+    """One sees the class in pictures whose left is bright, the other in none: a quarter of all views, until one comes
+    that is bright on both sides."""
+
+    def left(images: Tensor) -> Tensor:
+        return 100 * torch.stack([images[..., :2].mean((1, 2, 3)), torch.zeros(len(images))], 1)
+
+    def none(images: Tensor) -> Tensor:
+        return torch.tensor([-100.0, 0.0]).expand(len(images), 2)
+
+    one_side = torch.cat([torch.ones(1, 1, 8, 4), -torch.ones(1, 1, 8, 4)], 3)
+
+    def paint(labels: Tensor, *, seed: int) -> Tensor:
+        return one_side if seed < SEEDS_OF_A_TRY else torch.ones(1, 1, 8, 8)
+
+    for below, n_painted in ((0.24, 1), (0.26, 2), (0.49, 2), (0.51, 10)):
+        until = PaintUntilClear(paint, [left, none], CPU, below)
+        until(torch.tensor([0]), seed=0)
+        assert until.n_painted == n_painted
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +123,15 @@ def test_rejection_is_by_the_other_classifier(folder: Path, tmp_path: Path, caps
     options = ["--reject-by", str(folder / "other")]
     assert run(command(folder, "conditional", tmp_path / "clear", *options, "--reject-below", "0.12")) == 0
     printed, found = capsys.readouterr().out, evaluation(tmp_path / "clear")
-    assert (found["reject_by"], found["reject_below"]) == (str(folder / "other"), 0.12)
+    assert (found["reject_by"], found["reject_below"]) == ([str(folder / "other")], 0.12)
     assert 1 < found["painted_for_each"] < 10
     assert f"{found['painted_for_each']:.2f} pictures painted for each" in printed
     model, config = load_fashion_diffusion(folder / "conditional", CPU)
     labels = torch.arange(64) % 10
     painted = paint(model, config, labels, seed=0)
     other = load_classifier(folder / "other", CPU)
-    chances = class_logits(other, painted, CPU).softmax(1).gather(1, labels[:, None])
+    chances = sum(class_logits(other, way, CPU).softmax(1) for way in (painted, painted.flip(3)))
+    chances = chances.gather(1, labels[:, None]) / 2
     assert 64 * (found["painted_for_each"] - 1) >= (chances < 0.12).sum() > 0
     assert run(command(folder, "conditional", tmp_path / "all", *options, "--reject-below", "0")) == 0
     plain = evaluation(tmp_path / "all")
