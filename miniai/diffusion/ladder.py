@@ -49,12 +49,14 @@ class Ladder:
     """n steps: n + 1 falling sigmas, and the timestep that belongs to each of the first n; float64 on the CPU.
 
     Unit noise times `start_scale` is a sampler's first x; its last x times `end_scale` is the latents (1 at sigma 0).
+    `n_skipped` steps stood before these, see `after`.
     """
 
     sigmas: Float[Tensor, " n_plus_1"]
     timesteps: Float[Tensor, " n"]
     start_scale: float
     end_scale: float = 1.0
+    n_skipped: int = 0
 
     @property
     def n_steps(self) -> int:
@@ -65,7 +67,7 @@ class Ladder:
         if not 0 <= n_skipped < self.n_steps:
             raise ValueError(f"{n_skipped} of {self.n_steps} steps cannot be skipped: at least one must stay")
         kept = self.sigmas[n_skipped:]
-        return Ladder(kept, self.timesteps[n_skipped:], float(kept[0]), self.end_scale)
+        return Ladder(kept, self.timesteps[n_skipped:], float(kept[0]), self.end_scale, self.n_skipped + n_skipped)
 
 
 def make_ladder(

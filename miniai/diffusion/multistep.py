@@ -99,13 +99,17 @@ def dpmpp_2m(
     *,
     noise: Noise = no_noise,
     callback: Callback = no_callback,
+    n_skipped: int = 0,
 ) -> Float[Tensor, "b c h w"]:
-    """DPM-Solver++(2M), second order, one call per step: Lu et al. 2022 (DPM-Solver++), algorithm 2."""
+    """DPM-Solver++(2M), second order, one call per step: Lu et al. 2022 (DPM-Solver++), algorithm 2.
+
+    `n_skipped`: how many steps stood before these, see `extrapolate`.
+    """
     levels = sigmas.tolist()
     x0_last: Tensor | None = None
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         x0 = denoiser(x, per_image(x, sigma))
-        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i)
+        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i, n_skipped)
         x = step_towards(aim, x, sigma_next / sigma)
         x, x0_last = end_of_step(callback, i, x, sigma_next, x0), x0
     return x
@@ -119,16 +123,17 @@ def dpmpp_2m_sde(
     noise: Noise,
     callback: Callback = no_callback,
     eta: float = 1.0,
+    n_skipped: int = 0,
 ) -> Float[Tensor, "b c h w"]:
     """SDE-DPM-Solver++(2M), midpoint form: Lu et al. 2022 (DPM-Solver++), appendix; eta 0 is `dpmpp_2m`.
 
-    `eta` scales the fresh noise as in k-diffusion's `sample_dpmpp_2m_sde`.
+    `eta` scales the fresh noise as in k-diffusion's `sample_dpmpp_2m_sde`; `n_skipped` as in `dpmpp_2m`.
     """
     levels = sigmas.tolist()
     x0_last: Tensor | None = None
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         x0 = denoiser(x, per_image(x, sigma))
-        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i)
+        aim = x0 if x0_last is None else extrapolate(x0, x0_last, levels, i, n_skipped)
         shrink = sigma_next / sigma
         x = step_towards(aim, x, shrink ** (1 + eta))
         if sigma_next > 0 and eta > 0:
@@ -137,14 +142,14 @@ def dpmpp_2m_sde(
     return x
 
 
-def extrapolate(x0: Tensor, x0_last: Tensor, levels: list[float], i: int) -> Tensor:
+def extrapolate(x0: Tensor, x0_last: Tensor, levels: list[float], i: int, n_skipped: int = 0) -> Tensor:
     """x0 carried half a step on along its change since the last step, in log(sigma): DPM-Solver++, algorithm 2, line 9.
 
     Plain x0 where no half step is left, in the step to sigma 0; and, as Diffusers has it, in the last step of fewer
-    than 15 if that ends above 0.
+    than 15 if that ends above 0: there steps that a picture to start from leaves out count, too.
     """
     n_steps = len(levels) - 1
-    if levels[i + 1] == 0 or (i == n_steps - 1 and n_steps < 15):
+    if levels[i + 1] == 0 or (i == n_steps - 1 and n_steps + n_skipped < 15):
         return x0
     step, step_last = np.log(levels[i] / levels[i + 1]), np.log(levels[i - 1] / levels[i])
     return x0 + (x0 - x0_last) * float(step / step_last / 2)

@@ -39,7 +39,7 @@ class Sampler:
     - rule: where its steps lie.
     - defaults: what `diffusers_class` assumes for keys that a scheduler file lacks, where ScheduleConfig's differ.
     - reads: which of the keys that only some Diffusers classes read, `diffusers_class` does.
-    - takes: which of `clip` and `prediction_type` the function itself wants to know, see `sample`.
+    - takes: which of `clip`, `prediction_type` and `n_skipped` the function itself wants to know, see `sample`.
     - sigma_spacing: "karras" for names that end so.
     """
 
@@ -84,6 +84,7 @@ _CLIPPED = {"clip_sample": True}
 _LAST_ALPHA = {"set_alpha_to_one": False}
 _CLIP = ("clip_sample", "clip_sample_range")
 _FINAL = ("final_sigmas_type",)
+_DPM_SOLVER: Any = ("DPMSolverMultistepScheduler", _DPM, _LINSPACE, _FINAL, ("n_skipped",))
 
 SAMPLERS: dict[str, Sampler] = {
     row.name: row
@@ -96,16 +97,8 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("ddpm", "DDPM", samplers.ddpm, "DDPMScheduler", _EXACT, _CLIPPED, _CLIP, ("clip",)),
         Sampler("ddim", "DDIM", samplers.ddim, "DDIMScheduler", _TO_FIRST, _CLIPPED, _CLIP, ("clip",)),
         Sampler("pndm", "PLMS", multistep.pndm, "PNDMScheduler", _TO_FIRST, _LAST_ALPHA, (), ("prediction_type",)),
-        Sampler("dpmpp_2m", "DPM++ 2M", multistep.dpmpp_2m, "DPMSolverMultistepScheduler", _DPM, _LINSPACE, _FINAL),
-        Sampler(
-            "dpmpp_2m_sde",
-            "DPM++ 2M SDE",
-            multistep.dpmpp_2m_sde,
-            "DPMSolverMultistepScheduler",
-            _DPM,
-            _LINSPACE,
-            _FINAL,
-        ),
+        Sampler("dpmpp_2m", "DPM++ 2M", multistep.dpmpp_2m, *_DPM_SOLVER),
+        Sampler("dpmpp_2m_sde", "DPM++ 2M SDE", multistep.dpmpp_2m_sde, *_DPM_SOLVER),
     )
 }
 
@@ -287,9 +280,8 @@ def sample(
 
     if clip is not None and "clip" not in sampler.takes:
         denoiser = clipped(denoiser, clip)
-    options |= {
-        name: value for name, value in (("clip", clip), ("prediction_type", prediction_type)) if name in sampler.takes
-    }
+    known = {"clip": clip, "prediction_type": prediction_type, "n_skipped": ladder.n_skipped}
+    options |= {name: value for name, value in known.items() if name in sampler.takes}
     x = start_noise * ladder.start_scale if x0 is None else x0 + start_noise * float(ladder.sigmas[0])
     try:
         x = sampler.function(denoiser, x, ladder.sigmas, noise=noise, callback=watch, **options)
