@@ -112,6 +112,9 @@ def fashion_refine(
     learning_rate: Annotated[
         float, typer.Option(help="Highest rate of the optimizer in the first round; in round k it is a k-th of this.")
     ] = 1e-4,
+    seed: Annotated[
+        int, typer.Option(help="Of its pictures and their order: another one where a network is refined again.")
+    ] = 0,
     data: FashionData = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -119,7 +122,7 @@ def fashion_refine(
     """Teach a trained network by how its own pictures differ from real ones; it paints as fast as before."""
     from miniai.recipes.fashion_refine import FashionRefineConfig, refine_fashion
 
-    config = FashionRefineConfig(rounds, pictures, steps, sampler, sampler_steps, beta, alpha)
+    config = FashionRefineConfig(rounds, pictures, steps, sampler, sampler_steps, beta, alpha, seed)
     config = replace(config, stage=replace(config.stage, learning_rate=learning_rate))
     with stage_stops():
         typer.echo(refine_fashion(painter, out, config=config, data=data, resume=resume, device=device))

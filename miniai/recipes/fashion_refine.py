@@ -46,6 +46,7 @@ from miniai.train.distributed import n_launched
 
 PLAN, PAINTED = "refine.json", "painted.safetensors"
 SEEDS_OF_A_ROUND = 10_000_000  # apart, and from those of an evaluation
+SEEDS_OF_A_REFINEMENT = 1_000_000_000  # apart, by `FashionRefineConfig.seed`
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class FashionRefineConfig:
     """The whole recipe. In each of `rounds` the network paints `pictures` by `sampler` in `n_steps` steps (None: as its
     own recipe says), without guidance, and learns from them for `steps` batches, each of `stage.batch_size` real ones
     and as many of its own, with `beta` and `alpha` as in `DiscriminativeObjective`. The rate of round k is a k-th of
-    that of `stage`: the less is left to learn, the sooner a step goes too far."""
+    that of `stage`: the less is left to learn, the sooner a step goes too far. A network that is refined again should
+    have another `seed`, so that it paints from other noise than before."""
 
     rounds: int = 2
     pictures: int = 4000
@@ -62,6 +64,7 @@ class FashionRefineConfig:
     n_steps: int | None = None
     beta: int | float = 0.05
     alpha: int | float = 1.0
+    seed: int = 0
     stage: StageConfig = field(
         default_factory=lambda: StageConfig(
             share=1.0,
@@ -139,6 +142,7 @@ def check_numbers(config: FashionRefineConfig) -> None:
         ("--pictures", config.pictures, 1, SEEDS_OF_A_ROUND, "pictures"),
         ("--steps", config.steps, 1, 1_000_000, "steps"),
         ("--sampler-steps", config.n_steps, 1, MAX_STEPS, "steps"),
+        ("--seed", config.seed, 0, 1_000_000, ""),
     )
     for option in ("beta", "alpha"):
         check_above_0(f"--{option}", getattr(config, option))
@@ -163,7 +167,8 @@ def run_round(
     make_folder(run.folder)
     write_json(run.folder / CONFIG, config_to_dict(own))
     labels = torch.arange(config.pictures) % N_CLASSES
-    ways = {"sampler": config.sampler, "n_steps": config.n_steps, "seed": number * SEEDS_OF_A_ROUND}
+    first = number * SEEDS_OF_A_ROUND + config.seed * SEEDS_OF_A_REFINEMENT
+    ways = {"sampler": config.sampler, "n_steps": config.n_steps, "seed": first}
     painted = own_pictures(run.folder / PAINTED, painter, own, labels, **ways)
 
     def show(path: Path) -> None:
@@ -174,7 +179,7 @@ def run_round(
     scaled = to_patches(painted.float() / 127.5 - 1, own.patch_size)
     objective = RefineObjective(config, own, painter.eval().requires_grad_(False), scaled.to(run.device), labels)
     stage = replace(config.stage, learning_rate=config.stage.learning_rate / number)
-    run_stage(run, stage, network, items, objective, own.seed + number, sample=show)
+    run_stage(run, stage, network, items, objective, own.seed + number + 1000 * config.seed, sample=show)
     save_model(network, run.folder)
     return network
 

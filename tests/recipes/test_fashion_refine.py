@@ -60,6 +60,16 @@ def test_each_round_learns_from_the_pictures_of_the_one_before(painters: Path, r
     assert config == replace(tiny("conditional"), init=str(painter))  # it paints as before, and says what it was
 
 
+def test_another_seed_is_other_pictures(painters: Path, refined: Path, tmp_path: Path) -> None:
+    config = replace(FEW, rounds=1, seed=3)
+    refine_fashion(painters / "conditional", tmp_path / "other", config=config, data=DATA)
+    one, other = (
+        read_weights(folder / "round-1" / "painted.safetensors")["pictures"] for folder in (refined, tmp_path / "other")
+    )
+    same = (one == other).flatten(1).all(1)
+    assert not same.any()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "conditional"])
 def test_every_recipe_of_pixels_can_be_refined(kind: str, painters: Path, tmp_path: Path) -> None:
     out = refine_fashion(painters / kind, tmp_path / kind, config=replace(FEW, rounds=1), data=DATA)
@@ -155,6 +165,7 @@ REFUSED = {
     "--pictures 0 is out of range": ["--pictures", "0"],
     "--steps 0 is out of range": ["--steps", "0"],
     "--sampler-steps 0 is out of range": ["--sampler-steps", "0"],
+    "--seed -1 is out of range": ["--seed", "-1"],
     "--beta nan": ["--beta", "nan"],
     "--alpha 0": ["--alpha", "0"],
     "--learning-rate inf": ["--learning-rate", "inf"],
