@@ -80,7 +80,10 @@ def fashion(
     if reject_by:
         typer.echo(f"{found['painted_for_each']:.2f} pictures painted for each that was kept")
     if "read_as_asked" in found:
-        typer.echo(f"{100 * found['read_as_asked']:.1f} % are of the class that was asked for")
+        asked, labelled = (100 * found[name] for name in ("read_as_asked", "real_read_as_labelled"))
+        of_real = f"{labelled:.1f} % of the one that they are labelled with, and their FID is"
+        typer.echo(f"{asked:.1f} % are of the class that was asked for; of real ones with all classes as often,")
+        typer.echo(f"{of_real} {found['fid_of_real_by_class']:.3f}")
 
 
 @app.command("fashion-steps")

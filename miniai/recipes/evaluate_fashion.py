@@ -121,6 +121,7 @@ def evaluate_fashion(
         "painted_for_each": paint.n_painted / (n * draws) if isinstance(paint, PaintUntilClear) else 1.0,
         "seed": seed,
         **{name: fmean(one[name] for one in each) for name in each[0]},
+        **(judge.real_by_class(labels) if config.knows_classes else {}),
         "deviation_of_ratio": stdev(one["ratio"] for one in each) if draws > 1 else None,
         "draws": each,
     }

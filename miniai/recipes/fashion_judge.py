@@ -13,6 +13,7 @@ from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNet
 from miniai.recipes.fashion import PADDING, load_both
 from miniai.recipes.fashion_classifier import BATCH, load_classifier
+from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.train.fashion_mnist import LabelledImages
 
 FEATURES = "features"  # folder beside the classifier's weights
@@ -33,11 +34,26 @@ class Judge:
     def fid(self, painted: Float[Tensor, "n 1 h w"]) -> dict[str, float]:
         """`fid` of painted pictures against the test pictures, `fid_of_real` of as many training pictures, `ratio`."""
         real = self.of_real(self.test)
-        spread = torch.linspace(0, len(self.train) - 1, min(len(painted), len(self.train))).long()
-        some = LabelledImages(self.train.images[spread], self.train.labels[spread], self.train.source)
         of_painted = fid(features(self.network, painted, self.device), real)
-        of_real = fid(self.of_real(some), real)
+        of_real = fid(self.of_real(self._of_train(spread(len(self.train), len(painted)))), real)
         return {"fid": of_painted, "fid_of_real": of_real, "ratio": of_painted / of_real}
+
+    def real_by_class(self, labels: Int64[Tensor, " n"]) -> dict[str, float]:
+        """For training pictures of just these classes, `fid_of_real_by_class` and the share `real_read_as_labelled`.
+
+        Painted pictures are of each class as often as test pictures are; pictures drawn from all are not quite, which
+        counts in their FID."""
+        of_each = [(self.train.labels == label).nonzero()[:, 0] for label in range(N_CLASSES)]
+        counts = torch.bincount(labels, minlength=N_CLASSES).tolist()
+        chosen = torch.cat([own[spread(len(own), count)] for own, count in zip(of_each, counts, strict=True)])
+        some = self._of_train(chosen)
+        return {
+            "fid_of_real_by_class": fid(self.of_real(some), self.of_real(self.test)),
+            "real_read_as_labelled": self.read_as(some.scaled(PADDING), some.labels),
+        }
+
+    def _of_train(self, chosen: Int64[Tensor, " n"]) -> LabelledImages:
+        return LabelledImages(self.train.images[chosen], self.train.labels[chosen], self.train.source)
 
     def of_real(self, pictures: LabelledImages) -> Float[Tensor, "n d"]:
         """Features of real pictures: computed once, and then read."""
@@ -51,6 +67,11 @@ class Judge:
     def read_as(self, painted: Float[Tensor, "n 1 h w"], labels: Int64[Tensor, " n"]) -> float:
         """The share of pictures that it takes to be of the class that was asked for."""
         return float((named(self.network, painted, self.device) == labels).float().mean())
+
+
+def spread(length: int, n: int) -> Int64[Tensor, " m"]:
+    """`n` places evenly over `length`, or all there are."""
+    return torch.linspace(0, length - 1, min(n, length)).long()
 
 
 class PaintUntilClear:

@@ -83,7 +83,7 @@ def test_the_real_pictures_own_distance_stands_beside_the_painted_ones(
     assert 0 <= found["read_as_asked"] <= 1
     assert (tmp_path / "painter" / "painted.png").is_file()
     kept = sorted((tmp_path / "judge" / "features").iterdir())
-    assert len(kept) == 2  # of the test pictures, and of as many training pictures as were painted
+    assert len(kept) == 3  # of the test pictures; of as many training pictures as were painted; of as many by class
     written = [path.stat().st_mtime_ns for path in kept]
     assert run(["evaluate", "fashion", *folders, "--n", "64", "--sampler", "heun", "--churn", "5"]) == 0
     assert [path.stat().st_mtime_ns for path in kept] == written  # read, not computed again

@@ -12,10 +12,11 @@ from test_fashion_diffusion import CPU, DATA, tiny
 from torch import Tensor
 
 from miniai.cli import run
+from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNetConfig
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, load_classifier, train_fashion_classifier
 from miniai.recipes.fashion_diffusion import train_fashion_diffusion
-from miniai.recipes.fashion_judge import SEEDS_OF_A_TRY, PaintUntilClear, class_logits
+from miniai.recipes.fashion_judge import SEEDS_OF_A_TRY, Judge, PaintUntilClear, class_logits, features, named
 from miniai.recipes.fashion_painting import load_fashion_diffusion, paint
 
 
@@ -117,6 +118,27 @@ def test_several_draws_have_the_mean_of_each_alone(
     assert f"{stdev(ratios):.2f} its deviation over 2 draws" in printed
     assert both["read_as_asked"] == pytest.approx(fmean(one["read_as_asked"] for one in both["draws"]))
     assert (tmp_path / "both" / "painted.png").read_bytes() == (tmp_path / "7" / "painted.png").read_bytes()
+
+
+def test_real_pictures_of_the_same_classes_stand_beside(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(folder, "conditional", tmp_path / "one")) == 0
+    printed, found = capsys.readouterr().out, evaluation(tmp_path / "one")
+    judge = Judge(folder / "judge", DATA, CPU)
+    labels = torch.arange(64) % 10
+    members = [(judge.train.labels == label).nonzero()[:, 0] for label in range(10)]
+    counts = [7, 7, 7, 7, *[6] * 6]
+    rows = torch.cat([own[torch.linspace(0, len(own) - 1, n).long()] for own, n in zip(members, counts, strict=True)])
+    assert torch.equal(judge.train.labels[rows], labels.sort().values)
+    real = judge.train.scaled(2)
+    expected = fid(features(judge.network, real[rows], CPU), features(judge.network, judge.test.scaled(2), CPU))
+    assert found["fid_of_real_by_class"] == pytest.approx(expected, rel=1e-4)
+    right = (named(judge.network, real[rows], CPU) == judge.train.labels[rows]).float().mean()
+    assert found["real_read_as_labelled"] == pytest.approx(float(right))
+    assert f"their FID is {expected:.3f}" in printed
+    assert run(command(folder, "edm", tmp_path / "untold")) == 0
+    assert "fid_of_real_by_class" not in evaluation(tmp_path / "untold")
 
 
 def test_rejection_is_by_the_other_classifier(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
