@@ -37,7 +37,7 @@ class FashionWays:
     - guidance_interval, churn: as in `painter_of`.
     - guide, guide_scale: the folder of a shorter training of the same recipe, and how far from it.
     - reject_by, reject_below: folders of classifiers: pictures that they take to be of the class asked for with a
-      smaller probability are painted again. The judge should not be among them, who would see its own work.
+      smaller probability are painted again. The judge, who would see its own work, must not be among them.
     """
 
     sampler: str | None = None
@@ -96,6 +96,8 @@ def evaluate_fashion(
     place = pick_device(device)
     painter, config = load_painter(model, place)
     ways = (ways or FashionWays()).filled(config)
+    if classifier.resolve() in {one.resolve() for one in ways.reject_by}:
+        raise UserError(f"{classifier} is the judge, and would see its own work: name another with --reject-by")
     judge = Judge(classifier, data, place)
     labels = torch.arange(n) % N_CLASSES
     options = ways.options(config, place)

@@ -168,6 +168,7 @@ def test_rejection_without_classifier_or_classes_is_refused(
     for painter, options, line in (
         ("conditional", ["--reject-below", "0.3"], "name a classifier there"),
         ("conditional", ["--reject-by", other, "--reject-below", "1.5"], "--reject-below 1.5 is out of range"),
+        ("conditional", ["--reject-by", str(folder / "judge")], "would see its own work"),
         ("edm", ["--reject-by", other], "told no classes to reject by"),
         ("conditional", ["--draws", "0"], "--draws 0 is out of range"),
     ):
