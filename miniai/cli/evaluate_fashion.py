@@ -52,7 +52,8 @@ def fashion(
     reject_by: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of another classifier: what it does not see the class in is painted again. Repeatable."
+            help="Folder of another classifier: what it does not see the class in is painted again. Repeatable.",
+            metavar="<path>",
         ),
     ] = None,
     reject_below: Annotated[
