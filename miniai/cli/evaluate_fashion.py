@@ -52,7 +52,7 @@ def fashion(
     reject_by: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of another classifier: what it does not see the class in is painted again; several: give it again.",
+            help="Folder of another classifier: what it sees no such class in is painted again; several: repeat it.",
             metavar="<path>",
         ),
     ] = None,
