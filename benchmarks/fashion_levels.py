@@ -18,7 +18,7 @@ from miniai.diffusion.continuous_objectives import EDMDenoiser
 from miniai.diffusion.multistep import lms
 from miniai.recipes.evaluate_fashion import Judge
 from miniai.recipes.fashion import PADDING
-from miniai.recipes.fashion_painting import edm_sigmas, from_patches, load_fashion_diffusion, to_patches
+from miniai.recipes.fashion_painting import from_patches, load_fashion_diffusion, to_patches
 
 WEIGHTS = Path(__file__).parent / "weights"
 BATCH = 256
@@ -42,7 +42,7 @@ def main() -> None:
     denoiser = EDMDenoiser(network.eval(), config.sigma_data)
     print("| from sigma | steps | FID over real |\n| ---: | ---: | ---: |")
     for level in options.levels:
-        sigmas = edm_sigmas(20)
+        sigmas = config.edm_sigmas(20)
         sigmas = sigmas[sigmas <= level]
         start = (real + sigmas[0].float() * noise).split(BATCH)
         parts = [painted(denoiser, x, y, sigmas) for x, y in zip(start, labels.split(BATCH), strict=True)]

@@ -38,6 +38,10 @@ def fashion(
     n: Number = 2048,
     sampler: Annotated[str | None, typer.Option(help="As for generate.", show_default="the recipe's")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.", show_default="the recipe's")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Of the noise levels: karras, exponential or cosine.", show_default="the recipe's"),
+    ] = None,
     guidance_scale: Guidance = None,
     guidance_interval: GuidanceInterval = None,
     guide: Annotated[
@@ -71,7 +75,7 @@ def fashion(
     from miniai.recipes.evaluate_fashion import FashionWays, evaluate_fashion
 
     guidance = (guidance_scale, guidance_interval, guide, guide_scale)
-    ways = FashionWays(sampler, steps, *guidance, churn, tuple(reject_by or ()), reject_below)
+    ways = FashionWays(sampler, steps, *guidance, churn, tuple(reject_by or ()), reject_below, spacing)
     found = evaluate_fashion(model, classifier, ways, data=data, out=out, n=n, seed=seed, draws=draws, device=device)
     spread = "" if draws == 1 else f", {found['deviation_of_ratio']:.2f} its deviation over {draws} draws"
     typer.echo(
@@ -132,7 +136,7 @@ def fashion_pictures(
     at: Annotated[
         str | None,
         typer.Option(
-            help="Where noise is shown, separated by commas: timesteps, or for fashion-edm sigmas.",
+            help="Where noise is shown, separated by commas: timesteps for fashion-ddpm, else sigmas.",
             show_default="eight levels",
         ),
     ] = None,

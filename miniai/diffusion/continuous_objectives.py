@@ -97,6 +97,8 @@ class EDMObjective:
     """Karras et al. 2022, eq. 8: ln sigma ~ N(p_mean, p_std^2), and weight 1 for the error in F, the network's output.
 
     The network sees c_in x and c_noise = ln(sigma) / 4, where x = x0 + sigma eps; `sigma_data` is the data's deviation.
+    With `levels` "cosine" the angle arctan(sigma / sigma_data) is uniform instead: on data divided by its deviation
+    c_in x is x_t, and F is -v: v-prediction on the cosine schedule (Salimans & Ho 2022, section 4 and appendix D).
 
     >>> objective, x0 = EDMObjective(), 0.5 * torch.randn(64, 1, 4, 4)
     >>> 0.8 < objective(lambda x, c_noise, condition: 0 * x, (x0, None), torch.Generator()).item() < 1.2
@@ -107,6 +109,7 @@ class EDMObjective:
     p_mean: int | float = -1.2
     p_std: int | float = 1.2
     stratified: bool = True
+    levels: Literal["log_normal", "cosine"] = "log_normal"
 
     def __call__(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, ""]:
         return self.errors(network, batch, generator).mean()
@@ -121,9 +124,11 @@ class EDMObjective:
         return _errors(f, x0, noise, sigma, "edm", None, self.sigma_data)
 
     def draw_sigmas(self, n: int, generator: torch.Generator) -> Float64[Tensor, " n"]:
-        """`n` sigmas, log-normal."""
-        place = torch.special.ndtri(draw_quantiles(n, generator, self.stratified))
-        return (self.p_mean + self.p_std * place).exp()
+        """`n` sigmas, in random order."""
+        place = draw_quantiles(n, generator, self.stratified)
+        if self.levels == "cosine":
+            return self.sigma_data * CosineTime(s=0.0).sigma(place)
+        return (self.p_mean + self.p_std * torch.special.ndtri(place)).exp()
 
 
 @dataclass(frozen=True)

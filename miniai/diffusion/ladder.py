@@ -137,6 +137,17 @@ def exponential_sigmas(sigma_min: float, sigma_max: float, n_steps: int) -> np.n
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n_steps))
 
 
+def cosine_sigmas(sigma_max: int | float, n_steps: int, sigma_data: int | float = 1.0) -> np.ndarray:
+    """Falling sigmas without a final 0, equally far apart in arctan(sigma / sigma_data): evenly in time on the cosine
+    schedule (Nichol & Dhariwal 2021, eq. 17 with s = 0) of data divided by its deviation `sigma_data`.
+
+    >>> [round(float(sigma), 3) for sigma in cosine_sigmas(3**0.5, 2)]
+    [1.732, 0.577]
+    """
+    angles = np.arctan(sigma_max / sigma_data) * np.arange(n_steps, 0, -1) / n_steps
+    return sigma_data * np.tan(angles)
+
+
 def _sigma_table(schedule: NoiseSchedule, rule: LadderRule) -> np.ndarray:
     """The sigma of each timestep."""
     table = schedule.sigma.numpy()

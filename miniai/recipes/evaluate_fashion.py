@@ -24,7 +24,7 @@ from miniai.recipes.fashion_classifier import load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig
 from miniai.recipes.fashion_judge import Judge, PaintUntilClear
 from miniai.recipes.fashion_latent import load_painter
-from miniai.recipes.fashion_painting import GUIDE_SCALE, load_guide
+from miniai.recipes.fashion_painting import GUIDE_SCALE, ladder_for, load_guide
 
 REJECT_BELOW = 0.5  # unless another probability is asked for
 
@@ -34,7 +34,7 @@ class FashionWays:
     """How clothes are painted.
 
     - sampler, steps, guidance_scale: None is what the network's own recipe says.
-    - guidance_interval, churn: as in `painter_of`.
+    - guidance_interval, churn, spacing: as in `painter_of`.
     - guide, guide_scale: the folder of a shorter training of the same recipe, and how far from it.
     - reject_by, reject_below: folders of classifiers: pictures that they take to be of the class asked for with a
       smaller probability are painted again. The judge, who would see its own work, must not be among them.
@@ -49,6 +49,7 @@ class FashionWays:
     churn: int | float = 0.0
     reject_by: tuple[Path, ...] = ()
     reject_below: int | float | None = None
+    spacing: str | None = None
 
     def filled(self, config: FashionDiffusionConfig) -> "FashionWays":
         """With the recipe's own numbers where none is asked for. Raises UserError for what does not go together."""
@@ -64,11 +65,13 @@ class FashionWays:
         usual["guidance_scale"] = config.guidance_scale
         usual |= {} if self.guide is None else {"guide_scale": GUIDE_SCALE}
         usual |= {"reject_below": REJECT_BELOW} if self.reject_by else {}
-        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        filled = replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        ladder_for(config, find_sampler(str(filled.sampler)), int(filled.steps or 1), self.spacing)
+        return filled
 
     def options(self, config: FashionDiffusionConfig, device: torch.device) -> dict[str, Any]:
         """What `painter_of` is to be told."""
-        names = ("sampler", "guidance_scale", "guidance_interval", "churn")
+        names = ("sampler", "guidance_scale", "guidance_interval", "churn", "spacing")
         options = {name: getattr(self, name) for name in names} | {"n_steps": self.steps}
         if self.guide is not None:
             options |= {"guide": load_guide(self.guide, config, device), "guide_scale": self.guide_scale}

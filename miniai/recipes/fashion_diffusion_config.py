@@ -5,8 +5,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
 from miniai.base.errors import UserError
 from miniai.diffusion.continuous_objectives import EDMObjective
+from miniai.diffusion.ladder import cosine_sigmas, exponential_sigmas, karras_sigmas
 from miniai.diffusion.schedule import PredictionType, ScheduleConfig
 from miniai.nn.unet2d import UNet2DConfig
 from miniai.recipes.fashion_unets import patch_unet, small_unet
@@ -16,6 +21,7 @@ Kind = Literal["ddpm", "ddim-cosine", "edm", "conditional", "latent"]
 KINDS: tuple[Kind, ...] = ("ddpm", "ddim-cosine", "edm", "conditional")  # of pixels; `fashion_latent` has the other
 N_CLASSES = 10  # and class 10 stands for none
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # Karras et al. 2022, table 1
+SPACINGS = ("karras", "exponential", "cosine")
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class FashionDiffusionConfig:
     the pixels of each patch of that many by that many as channels: see `to_patches`. A distilled network has `ladder`,
     the sigmas that it paints by, down to 0, or `guidance_range`, the scales that it may be told; or both. `init` is the
     folder of the training whose weights this one began with, if any. `prediction_type` is of the discrete schedules
-    (None: noise, but v in latents)."""
+    (None: noise, but v in latents). `levels` are EDM's sigmas, in training and in painting: as Karras et al. have
+    them, or evenly on the cosine schedule."""
 
     kind: Kind
     model: UNet2DConfig = field(default_factory=small_unet)
@@ -46,6 +53,7 @@ class FashionDiffusionConfig:
     guidance_range: tuple[float, float] | None = None
     init: str | None = None
     prediction_type: PredictionType | None = None
+    levels: Literal["karras", "cosine"] = "karras"
 
     def __post_init__(self) -> None:
         n_values = self.patch_size**2
@@ -59,13 +67,28 @@ class FashionDiffusionConfig:
     @property
     def is_edm(self) -> bool:
         """Whether sigma is continuous and the network preconditioned as in Karras et al. 2022; else noise comes in the
-        timesteps of `schedule`."""
-        return self.kind in ("edm", "conditional")
+        timesteps of `schedule`, as in trainings of fashion-ddim-cosine that know no `levels` yet."""
+        return self.kind in ("edm", "conditional") or self.levels == "cosine"
 
     @property
     def edm_objective(self) -> EDMObjective:
-        """Sigmas where the paper has them (p_mean -1.2 at a deviation of 0.5), in units of the data's deviation."""
-        return EDMObjective(sigma_data=self.sigma_data, p_mean=-1.2 + math.log(self.sigma_data / 0.5))
+        """Sigmas where the paper has them (p_mean -1.2 at a deviation of 0.5), in units of the data's deviation; or
+        those of the cosine schedule."""
+        if self.levels == "cosine":
+            return EDMObjective(self.sigma_data, levels="cosine")
+        return EDMObjective(self.sigma_data, p_mean=-1.2 + math.log(self.sigma_data / 0.5))
+
+    def edm_sigmas(self, n_steps: int, spacing: str | None = None) -> Float64[Tensor, " n_plus_1"]:
+        """`n_steps` levels of EDM and 0 after them, in one of `SPACINGS` (None: as `levels` says). Raises UserError for
+        any other."""
+        spacing = spacing or self.levels
+        if spacing not in SPACINGS:
+            raise UserError(f"unknown spacing {spacing!r}: there are {', '.join(SPACINGS)}")
+        if spacing == "cosine":
+            sigmas = cosine_sigmas(SIGMA_MAX, n_steps, self.sigma_data)
+        else:
+            sigmas = (karras_sigmas if spacing == "karras" else exponential_sigmas)(SIGMA_MIN, SIGMA_MAX, n_steps)
+        return torch.tensor([*sigmas, 0.0], dtype=torch.float64)
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -88,9 +111,7 @@ BY_MUON = StageConfig(
 ON_PATCHES: dict[str, Any] = {"stage": BY_MUON, "patch_size": 2}
 RECIPES: dict[Kind, FashionDiffusionConfig] = {
     "ddpm": FashionDiffusionConfig("ddpm", model=patch_unet(), sampler="ddpm", n_steps=1000, **ON_PATCHES),
-    "ddim-cosine": FashionDiffusionConfig(
-        "ddim-cosine", model=patch_unet(), prediction_type="v_prediction", **ON_PATCHES
-    ),
+    "ddim-cosine": FashionDiffusionConfig("ddim-cosine", model=patch_unet(), levels="cosine", **ON_PATCHES),
     "edm": FashionDiffusionConfig("edm", model=patch_unet(), sampler="lms", n_steps=20, **ON_PATCHES),
     "conditional": FashionDiffusionConfig(
         "conditional", model=patch_unet(N_CLASSES + 1), sampler="dpmpp_2m", n_steps=20, **ON_PATCHES

@@ -44,7 +44,7 @@ from miniai.recipes.fashion import (
     save_model,
 )
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, SIGMA_MIN, FashionDiffusionConfig
-from miniai.recipes.fashion_painting import edm_sigmas, load_fashion_diffusion, paint, to_patches
+from miniai.recipes.fashion_painting import load_fashion_diffusion, paint, to_patches
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.recipes.training import StageRun, run_stage
 from miniai.train.data import TensorDataset
@@ -189,7 +189,7 @@ def phases(config: FashionDistilConfig) -> list[Phase]:
             guidance_scale=min(max(student.guidance_scale, low), high),
         )
         found.append(Phase("guidance", student, None))
-    sigmas, n_steps = edm_sigmas(config.from_steps), config.from_steps
+    sigmas, n_steps = config.teacher.edm_sigmas(config.from_steps), config.from_steps
     while n_steps > config.to_steps:
         n_steps //= 2
         own = halved(sigmas)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from miniai.base.configs import config_from_dict
@@ -16,15 +16,15 @@ from miniai.base.files import read_json
 from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import image_generators, randn
 from miniai.diffusion.continuous_objectives import EDMDenoiser
-from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, autoguided, guided
+from miniai.diffusion.denoiser import ConditionalDenoiser, NetworkDenoiser, autoguided, clipped, guided
 from miniai.diffusion.distillation import GuidedCondition, told_scale
-from miniai.diffusion.ladder import Ladder, exponential_sigmas, karras_sigmas
+from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
-from miniai.diffusion.sampling import find_sampler, fresh_noise, sample
+from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import CONFIG, PADDING, load_model
-from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, SIGMA_MIN, FashionDiffusionConfig
+from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, FashionDiffusionConfig
 from miniai.sd.request_checks import noise_interval
 
 GUIDE_SCALE = 2.0  # unless another is asked for
@@ -117,6 +117,7 @@ def painter_of(
     guide: UNet2DModel | None = None,
     guide_scale: int | float = GUIDE_SCALE,
     churn: int | float = 0.0,
+    spacing: str | None = None,
     clip: float | None = None,
     change: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Callable[..., Float[Tensor, "b c h w"]]:
@@ -127,7 +128,11 @@ def painter_of(
     - guide, guide_scale: a network of the same recipe that was trained for less time, and how far from it: see
       `autoguided`. It acts at all noise levels, and on what is guided towards the classes already.
     - churn: `s_churn` of Karras et al. 2022, algorithm 2.
-    - clip: bounds x0 (None: nothing does); change: makes another denoiser of the network's.
+    - spacing: of the sigmas of EDM; None is as the sampler's name ("Euler Exponential") or else the recipe says.
+    - clip: bounds x0 in every step (None: nothing does), the noise being what then remains of x: Saharia et al. 2022
+      (arXiv 2205.11487), section 2.3. Samplers' own clipping, which keeps the noise as the network gave it, is not
+      used: each step of DDIM then leaves the pictures a little brighter, where black is the lower bound.
+    - change: makes another denoiser of the network's.
 
     Runs in the precision of training (`training_dtype`), with float32 between the network's calls. Raises UserError for
     an unknown sampler, churn where the sampler has none, an interval that is none, or what a distilled network was not
@@ -149,17 +154,13 @@ def painter_of(
         raise UserError("this network was distilled, for steps or scales of its own: leave --guide out")
     device = model.conv_in.weight.device
     schedule = None if config.is_edm else NoiseSchedule(config.schedule)
-    if schedule is None:
-        spacing = exponential_sigmas if method.sigma_spacing == "exponential" else karras_sigmas
-        sigmas = torch.tensor(config.ladder, dtype=torch.float64) if config.ladder else edm_sigmas(steps, spacing)
-        ladder = Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
-    else:
-        ladder = method.ladder(schedule, steps)
+    ladder = ladder_for(config, method, steps, spacing)
     denoiser = denoiser_for(model, config, schedule, ladder, labels.to(device), scale, interval)
     if guide is not None:
         worse = denoiser_for(guide, config, schedule, ladder, labels.to(device), 1.0, interval)
         denoiser = autoguided(denoiser, worse, float(guide_scale))
     denoiser = denoiser if change is None else change(denoiser)
+    denoiser = denoiser if clip is None else clipped(denoiser, clip)
 
     @torch.no_grad()
     def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:
@@ -168,7 +169,6 @@ def painter_of(
                 *(method, denoiser, ladder, unit_noise),
                 noise=noise,
                 callback=callback,
-                clip=clip,
                 prediction_type=config.schedule.prediction_type,
                 **options,
             )
@@ -176,9 +176,20 @@ def painter_of(
     return run
 
 
-def edm_sigmas(n_steps: int, spacing: Callable[..., Any] = karras_sigmas) -> Float64[Tensor, " n_plus_1"]:
-    """The ladder of the recipes of EDM, down to 0."""
-    return torch.tensor([*spacing(SIGMA_MIN, SIGMA_MAX, n_steps), 0.0], dtype=torch.float64)
+def ladder_for(config: FashionDiffusionConfig, method: Sampler, n_steps: int, spacing: str | None = None) -> Ladder:
+    """The levels by which a network of this recipe is painted: in `spacing`, or that of the sampler's name, or the
+    recipe's own. Raises UserError for an unknown spacing, and for any where the levels are the network's own."""
+    if spacing is not None and (not config.is_edm or config.ladder):
+        why = "was distilled to levels of its own" if config.ladder else "learned the timesteps of a discrete schedule"
+        raise UserError(f"this network {why}: leave --spacing out")
+    if not config.is_edm:
+        return method.ladder(NoiseSchedule(config.schedule), n_steps)
+    named = None if method.sigma_spacing == "timesteps" else method.sigma_spacing
+    if config.ladder:
+        sigmas = torch.tensor(config.ladder, dtype=torch.float64)
+    else:
+        sigmas = config.edm_sigmas(n_steps, spacing or named)
+    return Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
 
 
 def check_distilled(

@@ -22,7 +22,7 @@ from miniai.diffusion.continuous_objectives import (
     FlowObjective,
     draw_quantiles,
 )
-from miniai.diffusion.ladder import karras_sigmas
+from miniai.diffusion.ladder import cosine_sigmas, karras_sigmas
 from miniai.diffusion.objectives import DiffusionObjective, min_snr_weight
 from miniai.diffusion.parametrisation import PARAMETRISATIONS, convert, to_x0, training_target
 from miniai.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_betas
@@ -180,6 +180,34 @@ def test_the_edm_objective_is_equation_8_written_out() -> None:
     d = EDMDenoiser(network, 0.6)(X0 + sigma * noise, sigma.flatten())
     weight = (sigma**2 + 0.6**2) / (sigma * 0.6) ** 2
     assert loss.item() == pytest.approx((weight * (d - X0).square()).mean().item(), rel=1e-4)
+
+
+def test_edm_on_the_levels_of_the_cosine_schedule_is_v_prediction_on_data_divided_by_its_deviation() -> None:
+    """The network that says F at c_noise says v = -F at the time when the cosine schedule has that noise."""
+    sigma_data, schedule = 0.7, CosineTime(s=0.0)
+    x0 = sigma_data * torch.randn(64, 1, 4, 4, generator=make_generator(3))
+
+    def says_v(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        return x_t * t[:, None, None, None] ** 2 - 0.3
+
+    def says_f(x: Tensor, c_noise: Tensor, condition: Any) -> Tensor:
+        return -says_v(x, schedule.time((4 * c_noise.double()).exp() / sigma_data), condition)
+
+    edm = EDMObjective(sigma_data, levels="cosine").errors(says_f, (x0, None), make_generator(4))
+    by_v = ContinuousObjective(schedule, "v_prediction").errors(says_v, (x0 / sigma_data, None), make_generator(4))
+    torch.testing.assert_close(edm, by_v, rtol=1e-4, atol=1e-5)
+    assert edm.std() > 0.1
+    x, sigma = torch.randn(8, 1, 4, 4, generator=make_generator(5)), torch.logspace(-2, 1.5, 8)
+    ours = EDMDenoiser(says_f, sigma_data)(x, sigma)
+    theirs = ContinuousDenoiser(says_v, schedule, "v_prediction")(x / sigma_data, sigma / sigma_data) * sigma_data
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_sigmas_are_evenly_apart_in_the_time_of_the_cosine_schedule() -> None:
+    sigmas = torch.from_numpy(cosine_sigmas(80.0, 50, 0.7))
+    times = torch.cat([CosineTime(s=0.0).time(sigmas / 0.7), torch.zeros(1)])
+    assert sigmas[0].item() == pytest.approx(80, rel=1e-9)
+    torch.testing.assert_close(times[:-1] - times[1:], (times[0] / 50).repeat(50).double(), rtol=1e-6, atol=1e-9)
 
 
 def test_edm_preconditioning_gives_the_network_unit_input_and_asks_for_unit_output() -> None:

@@ -16,13 +16,12 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.diffusion.continuous_objectives import EDMObjective
-from miniai.diffusion.ladder import exponential_sigmas
 from miniai.nn.resnet import ResNetConfig
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
 from miniai.recipes.fashion_diffusion import train_fashion_diffusion
 from miniai.recipes.fashion_diffusion_config import KINDS, N_CLASSES, RECIPES, FashionDiffusionConfig, Kind
-from miniai.recipes.fashion_painting import edm_sigmas, from_patches, load_fashion_diffusion, paint, to_patches
+from miniai.recipes.fashion_painting import from_patches, load_fashion_diffusion, paint, to_patches
 from miniai.recipes.training import initial_weights
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.fashion_mnist import load_fashion_mnist
@@ -248,13 +247,11 @@ def test_any_recipe_can_be_told_the_class_and_go_on_from_another_that_was(
     assert load_fashion_diffusion(tmp_path / "untold", CPU)[1].model.num_class_embeds is None
 
 
-def test_what_is_predicted_is_the_recipes_and_that_of_older_folders_is_noise() -> None:
-    """Folders written before `prediction_type` was a field have none: latents were v, pixels noise."""
-    kinds = {kind: RECIPES[kind].schedule.prediction_type for kind in ("ddpm", "ddim-cosine")}
-    assert kinds == {"ddpm": "epsilon", "ddim-cosine": "v_prediction"}
-    older = replace(RECIPES["ddim-cosine"], prediction_type=None)
-    assert older.schedule.prediction_type == "epsilon"
-    assert replace(older, kind="latent").schedule.prediction_type == "v_prediction"
+def test_what_is_predicted_is_noise_and_v_in_latents_unless_the_config_says_so() -> None:
+    ddpm = RECIPES["ddpm"]
+    assert ddpm.schedule.prediction_type == "epsilon"
+    assert replace(ddpm, kind="latent").schedule.prediction_type == "v_prediction"
+    assert replace(ddpm, prediction_type="sample").schedule.prediction_type == "sample"
 
 
 def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:
@@ -269,7 +266,7 @@ def test_guidance_acts_within_its_interval_alone(tmp_path: Path) -> None:
         return paint(model, config, labels, seed=0, sampler="euler", n_steps=4, **options)
 
     model.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    sigmas = edm_sigmas(4)
+    sigmas = config.edm_sigmas(4)
     some = painted(guidance_scale=3.0, guidance_interval=(float(sigmas[2]), float(sigmas[1])))
     assert seen == [3, 6, 3, 3]  # two answers a picture at the second level alone
     assert not torch.equal(some, painted(guidance_scale=1.0))
@@ -291,8 +288,6 @@ def test_samplers_of_other_spacings_take_other_steps_and_guidance_needs_classes(
     )
     assert torch.equal(plain, karras)  # EDM's own are Karras'
     assert not torch.allclose(plain, exponential, atol=1e-3)
-    sigmas = edm_sigmas(4, exponential_sigmas)
-    assert torch.allclose(sigmas[1:4] / sigmas[:3], (sigmas[3] / sigmas[0]) ** (1 / 3))
     for wrong in ({"guidance_scale": 2.0}, {"guidance_interval": (0.5, 3.0)}):
         with pytest.raises(UserError, match="knows no classes"):
             paint(model, config, labels, seed=0, **wrong)

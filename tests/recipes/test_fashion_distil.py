@@ -21,7 +21,7 @@ from miniai.recipes.fashion_diffusion import train_fashion_diffusion
 from miniai.recipes.fashion_diffusion_config import RECIPES, FashionDiffusionConfig
 from miniai.recipes.fashion_distil import FashionDistilConfig, copy_of, distil_fashion, load_teacher, phases
 from miniai.recipes.fashion_latent import load_painter
-from miniai.recipes.fashion_painting import edm_sigmas, load_fashion_diffusion, paint
+from miniai.recipes.fashion_painting import load_fashion_diffusion, paint
 from miniai.recipes.training import StageInterrupted
 
 STAGE = replace(FashionDistilConfig(RECIPES["edm"], "").stage, batch_size=16)
@@ -83,7 +83,7 @@ def test_students_rungs_are_the_teachers_and_the_last_step_is_to_0() -> None:
     config = FashionDistilConfig(RECIPES["conditional"], "", guidance_range=(1.0, 3.0))
     found = phases(config)
     assert [phase.name for phase in found] == ["guidance", "16-steps", "8-steps", "4-steps"]
-    teacher = edm_sigmas(32).tolist()
+    teacher = RECIPES["conditional"].edm_sigmas(32).tolist()
     for phase, share in zip(found[1:], (2, 4, 8), strict=True):
         assert list(phase.student.ladder) == teacher[::share]
         assert phase.student.n_steps == 32 // share
