@@ -48,6 +48,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, but float32 where the device, as Apple's GPUs, has none.
+
+    >>> widest_float(torch.device("cpu"))
+    torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def training_dtype(device: torch.device) -> torch.dtype:
     """The precision in which matrix products run fastest on `device`: bfloat16 on accelerators, on CPUs with AMX and on
     AMD's with AVX-512's bfloat16; float32 on all other CPUs.

@@ -39,6 +39,11 @@ def draw_noise(x0: Images, generator: torch.Generator) -> Images:
     return torch.randn(x0.shape, generator=generator, device=generator.device, dtype=torch.float32).to(x0.device)
 
 
+def beside(per_image: Float[Tensor, " b"], images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """`like_images`, on the images' device and in their precision, which need not have float64."""
+    return like_images(per_image.to(images.device, images.dtype), images)
+
+
 @dataclass(frozen=True)
 class ContinuousObjective:
     """Any schedule in continuous time: the network sees the variance-preserving x_t and t in [0, 1] itself.
@@ -67,9 +72,8 @@ class ContinuousObjective:
         t = draw_quantiles(len(x0), generator, self.stratified)
         sigma = self.schedule.sigma(t)
         noise = draw_noise(x0, generator)
-        cos, sin = (part.to(x0.device, torch.float32) for part in cos_sin(sigma))
-        x_t = like_images(cos, x0) * x0 + like_images(sin, x0) * noise
-        prediction = network(x_t, t.to(x0.device, torch.float32), condition)
+        cos, sin = (beside(part, x0) for part in cos_sin(sigma))
+        prediction = network(cos * x0 + sin * noise, t.to(x0.device, torch.float32), condition)
         return _errors(prediction, x0, noise, sigma, self.prediction_type, self.weight)
 
 
@@ -117,9 +121,9 @@ class EDMObjective:
     def errors(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, " b"]:
         """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch[0].float(), batch[1]
-        sigma = self.draw_sigmas(len(x0), generator).to(x0.device)
+        sigma = self.draw_sigmas(len(x0), generator)
         noise = draw_noise(x0, generator)
-        x = x0 + like_images(sigma, x0).float() * noise
+        x = x0 + beside(sigma, x0) * noise
         f = _call_edm(network, x, sigma, condition, self.sigma_data)
         return _errors(f, x0, noise, sigma, "edm", None, self.sigma_data)
 
@@ -172,10 +176,10 @@ class FlowObjective:
     def errors(self, network: Network, batch: tuple[Images, Any], generator: torch.Generator) -> Float[Tensor, " b"]:
         """Each picture's own part of the loss, which is their mean."""
         x0, condition = batch[0].float(), batch[1]
-        t = self.draw_times(len(x0), generator).to(x0.device)
+        t = self.draw_times(len(x0), generator)
         noise = draw_noise(x0, generator)
-        share = like_images(t, x0).float()
-        prediction = network((1 - share) * x0 + share * noise, t.float(), condition)
+        share = beside(t, x0)
+        prediction = network((1 - share) * x0 + share * noise, t.to(x0.device, torch.float32), condition)
         return _errors(prediction, x0, noise, FlowTime().sigma(t), "flow", None)
 
     def draw_times(self, n: int, generator: torch.Generator) -> Float64[Tensor, " n"]:
@@ -204,8 +208,8 @@ class FlowDenoiser:
 
 
 def _call_edm(network: Network, x: Images, sigma: PerImage, condition: Any, sigma_data: int | float) -> Images:
-    c_in = 1 / (sigma**2 + sigma_data**2).sqrt()
-    return network((x * like_images(c_in, x)).float(), (sigma.log() / 4).float(), condition)
+    c_in, c_noise = 1 / (sigma**2 + sigma_data**2).sqrt(), sigma.log() / 4
+    return network((x * beside(c_in, x)).float(), c_noise.to(x.device, torch.float32), condition)
 
 
 def _errors(
@@ -218,9 +222,8 @@ def _errors(
     sigma_data: int | float = 1.0,
 ) -> Float[Tensor, " b"]:
     """Each picture's mean squared error in the prediction, times its weight."""
-    sigma = sigma.to(x0.device)
-    target = training_target(kind, x0, noise, sigma.float(), float(sigma_data))
+    target = training_target(kind, x0, noise, sigma.to(x0.device, torch.float32), float(sigma_data))
     error = (prediction.float() - target).square().flatten(1).mean(1)
     if weight is not None:
-        error = error * as_weight_of_prediction(weight, sigma, kind, sigma_data).float()
+        error = error * as_weight_of_prediction(weight, sigma, kind, sigma_data).to(x0.device, torch.float32)
     return error

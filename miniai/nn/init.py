@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from miniai.base.device import widest_float
 from miniai.base.errors import UserError
 from miniai.base.modes import in_eval_mode
 from miniai.nn.general_relu import GeneralReLU
@@ -159,7 +160,8 @@ def measure(
 
     def note(module: nn.Module, given: Any, out: Any, name: str) -> None:
         if isinstance(out, Tensor):
-            found.append(Measured(name, out.double().mean().item(), out.double().std().item()))
+            values = out.to(widest_float(out.device))
+            found.append(Measured(name, values.mean().item(), values.std().item()))
 
     chosen = [(name, module) for name, module in model.named_modules() if choose(module)]
     handles = [module.register_forward_hook(partial(note, name=name)) for name, module in chosen]

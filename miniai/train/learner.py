@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miniai.base.device import widest_float
 from miniai.base.errors import UserError
 from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import make_generator
@@ -190,8 +191,8 @@ class Learner:
                     self._valid_index, self.batch, self.scalars = index, batch, {}
                     self.one_batch()
                     for name, value in self.scalars.items():
-                        n_items[name] = n_items.get(name, 0) + batch_size_of(self.batch)
-                        sums[name] = sums.get(name, 0.0) + value.double() * batch_size_of(self.batch)
+                        n, wide = batch_size_of(self.batch), value.to(widest_float(value.device))
+                        n_items[name], sums[name] = n_items.get(name, 0) + n, sums.get(name, 0.0) + wide * n
                 self.valid_scalars = {name: (value / n_items[name]).item() for name, value in sums.items()}
                 self.event("after_validate")
         finally:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from miniai.base.device import widest_float
 from miniai.train.callback import Callback
 from miniai.train.learner import Learner
 
@@ -37,7 +38,8 @@ class Mean:
         self.total, self.n = 0.0, 0
 
     def update(self, values: torch.Tensor) -> None:
-        self.total, self.n = self.total + values.double().sum().item(), self.n + values.numel()
+        self.total += values.to(widest_float(values.device)).sum().item()
+        self.n += values.numel()
 
     def compute(self) -> float:
         """The mean; NaN of nothing."""

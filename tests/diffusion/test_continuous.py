@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniai.base.seeds import make_generator
 from miniai.diffusion.continuous import CosineTime, FlowTime, KarrasTime, LinearTime, SigmoidTime, discretised
@@ -267,3 +268,43 @@ def test_under_autocast_the_loss_is_float32_and_has_gradients_and_follows_its_ge
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
     loss.backward()
     assert layer.weight.grad.isfinite().all()
+
+
+class Without64Bits(TorchDispatchMode):
+    """Fails where a float64 tensor comes to the device "meta", as it would on Apple's GPUs, which have none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else [out]:
+            assert not (isinstance(one, Tensor) and one.device.type == "meta" and one.dtype == torch.float64), func
+        return out
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ContinuousObjective(),
+        ContinuousObjective(weight=P2()),
+        EDMObjective(),
+        EDMObjective(levels="cosine"),
+        FlowObjective(),
+        DiffusionObjective(NoiseSchedule(ScheduleConfig())),
+        DiffusionObjective(NoiseSchedule(ScheduleConfig()), "min_snr"),
+        DiffusionObjective(NoiseSchedule(ScheduleConfig()), weight=P2()),
+    ],
+    ids=lambda o: f"{type(o).__name__}",
+)
+def test_objectives_bring_no_float64_to_the_pictures_device(objective: Any) -> None:
+    seen: list[torch.dtype] = []
+
+    def network(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+        assert (x.device.type, t.device.type) == ("meta", "meta")
+        seen.extend((x.dtype, t.dtype))
+        return x
+
+    pictures = torch.empty(6, 2, 4, 4, device="meta")
+    with Without64Bits():
+        loss = objective(network, (pictures, None), make_generator(1))
+    assert (loss.device.type, loss.dtype, *seen) == ("meta", *[torch.float32] * 3)
+    with pytest.raises(AssertionError), Without64Bits():
+        pictures.double()
