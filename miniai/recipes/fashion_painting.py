@@ -193,7 +193,7 @@ def ladder_for(config: FashionDiffusionConfig, method: Sampler, n_steps: int, sp
 
 
 def check_distilled(
-    config: FashionDiffusionConfig, sampler: str, n_steps: int, scale: int | float, churn: int | float
+    config: FashionDiffusionConfig, sampler: str, n_steps: int, scale: int | float, churn: int | float = 0.0
 ) -> None:
     """Raises UserError for steps, or a scale of guidance, that a distilled network was not made for."""
     if config.ladder and (sampler != "euler" or n_steps != config.n_steps or churn):

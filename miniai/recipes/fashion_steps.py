@@ -16,8 +16,10 @@ from miniai.evaluate.cache import fingerprint
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
 from miniai.recipes.fashion_judge import Judge
 from miniai.recipes.fashion_latent import load_painter
+from miniai.recipes.fashion_painting import check_distilled, ladder_for
 
 RESULTS, PLOT = "fid-steps.json", "fid-steps.png"
+PAINTED_AS = 2  # raised whenever the same networks and numbers come to paint other pictures
 
 
 def fashion_steps(
@@ -37,23 +39,27 @@ def fashion_steps(
     and `out/fid-steps.png` shows, over the calls of the network. `out` is `model` by default.
 
     The file is written after each, and what stands in it with the same weights, pictures, number, seed and guidance is
-    not painted again: a broken run goes on. Records of others stay. Raises UserError for an unknown sampler, or a
-    folder without a finished training.
+    not painted again: a broken run goes on. Records of others stay. Raises UserError, before anything is painted, for a
+    sampler or a number of steps that are not there or not for this network, and for a folder without a finished training.
     """
     methods = [find_sampler(name) for name in samplers]
     if not methods or not step_counts or min(step_counts) < 1:
         raise UserError("--samplers and --steps need at least one each, and steps above 0")
     place = pick_device(device)
     paint, config = load_painter(model, place)
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    for method in methods:
+        for n_steps in step_counts:
+            check_distilled(config, method.name, n_steps, scale)
+            ladder_for(config, method, n_steps)
     judge = Judge(classifier, data, place)
     folder = out or model
     make_folder(folder)
     path = folder / RESULTS
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
     same: dict[str, Any] = {"model": str(model.resolve()), "classifier": str(classifier.resolve())}
     networks = [fingerprint(one) for one in (*paint.args, judge.network) if isinstance(one, torch.nn.Module)]
     pictures = [fingerprint(judge.train.images), fingerprint(judge.test.images)]
-    of = hashlib.sha256(repr([networks, pictures]).encode()).hexdigest()
+    of = hashlib.sha256(repr([networks, pictures, PAINTED_AS]).encode()).hexdigest()
     same |= {"n": n, "seed": seed, "guidance_scale": scale, "of": of}
     kept = read_records(path)
     others = [one for one in kept if not same.items() <= one.items()]

@@ -162,6 +162,9 @@ def test_the_command_distils_and_what_it_leaves_is_judged(
         assert run(["evaluate", "fashion", *folders, *wrong]) == 2
         err = capsys.readouterr().err
         assert "this network was distilled to 2 steps of euler" in err
+    assert run(["evaluate", "fashion-steps", *folders, "--samplers", "euler,heun", "--steps", "2"]) == 2
+    assert "this network was distilled to 2 steps of euler" in capsys.readouterr().err
+    assert not (out / "fid-steps.json").exists()  # told before the first is painted
 
 
 def test_scales_beyond_what_was_distilled_are_refused(student: Path) -> None:
