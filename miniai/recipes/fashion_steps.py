@@ -39,8 +39,8 @@ def fashion_steps(
     and `out/fid-steps.png` shows, over the calls of the network. `out` is `model` by default.
 
     The file is written after each, and what stands in it with the same weights, pictures, number, seed and guidance is
-    not painted again: a broken run goes on. Records of others stay. Raises UserError, before anything is painted, for a
-    sampler or a number of steps that are not there or not for this network, and for a folder without a finished training.
+    not painted again: a broken run goes on. Records of others stay. Raises UserError for a folder without a finished
+    training and, before anything is painted, for samplers or numbers of steps that are not there or not for its network.
     """
     methods = [find_sampler(name) for name in samplers]
     if not methods or not step_counts or min(step_counts) < 1:
