@@ -40,7 +40,7 @@ def fashion_steps(
 
     The file is written after each, and what stands in it with the same weights, pictures, number, seed and guidance is
     not painted again: a broken run goes on. Records of others stay. Raises UserError for a folder without a finished
-    training and, before anything is painted, for samplers or numbers of steps that are not there or not for its network.
+    training and, before anything is painted, for samplers or numbers of steps that are not there or not its own.
     """
     methods = [find_sampler(name) for name in samplers]
     if not methods or not step_counts or min(step_counts) < 1:
