@@ -85,13 +85,11 @@ def make_ladder(
     """
     config, sigma_table = schedule.config, _sigma_table(schedule, rule)
     t = _timesteps(schedule, n_steps, rule)
-    sigmas = np.interp(t, np.arange(schedule.n_timesteps), sigma_table)
-    if sigma_spacing != "timesteps":
-        highest, lowest = (sigma_table[-1], sigma_table[0]) if rule.one_more else (sigmas[0], sigmas[-1])
-        make = karras_sigmas if sigma_spacing == "karras" else exponential_sigmas
-        sigmas = make(float(lowest), float(highest), n_steps)
-        t = schedule.sigma_to_t(torch.from_numpy(sigmas)).numpy()
-        t = _told_timesteps(t, rule, sigma_spacing, config.beta_schedule)
+    if sigma_spacing == "timesteps":
+        sigmas = np.interp(t, np.arange(schedule.n_timesteps), sigma_table)
+    else:
+        sigmas = _spaced(sigma_table, t, rule, sigma_spacing)
+        t = _told_timesteps(schedule, sigmas, t, rule, sigma_spacing)
     last = _last_sigma(schedule, rule)
     levels = np.append(sigmas, last)
     # A ladder from timestep 0 to timestep 0 (no leading offset, set_alpha_to_one=False) has an empty last step.
@@ -148,10 +146,11 @@ def cosine_sigmas(sigma_max: int | float, n_steps: int, sigma_data: int | float 
     return sigma_data * np.tan(angles)
 
 
-def _sigma_table(schedule: NoiseSchedule, rule: LadderRule) -> np.ndarray:
-    """The sigma of each timestep."""
-    table = schedule.sigma.numpy()
-    return np.where(schedule.alpha_bar.numpy() == 0, NO_SIGNAL, table) if rule.exact_zero_snr else table
+def _sigma_table(schedule: NoiseSchedule, rule: LadderRule, sigma: Float[Tensor, " t"] | None = None) -> np.ndarray:
+    """The sigma of each timestep, as the schedule says or as given."""
+    table = (schedule.sigma if sigma is None else sigma).numpy()
+    no_signal = np.array(NO_SIGNAL, dtype=table.dtype)
+    return np.where(schedule.alpha_bar.numpy() == 0, no_signal, table) if rule.exact_zero_snr else table
 
 
 def _last_sigma(schedule: NoiseSchedule, rule: LadderRule) -> float:
@@ -201,11 +200,28 @@ def _timesteps(schedule: NoiseSchedule, n_steps: int, rule: LadderRule) -> np.nd
     return rising[n_points - n_steps :][::-1].copy()
 
 
-def _told_timesteps(t: np.ndarray, rule: LadderRule, sigma_spacing: str, beta_schedule: str) -> np.ndarray:
-    """The timesteps that Diffusers tells the network when the sigmas do not come from timesteps."""
-    if sigma_spacing == "karras" and (rule.round_karras or (rule.one_more and beta_schedule != "squaredcos_cap_v2")):
-        return np.round(t)
-    if rule.whole_timesteps:
-        # Cut off, not rounded; and in Diffusers' float32 the topmost sigma comes out just below its own timestep.
-        return np.trunc((t - 1e-6).clip(min=0))
-    return t
+def _spaced(table: np.ndarray, t: np.ndarray, rule: LadderRule, sigma_spacing: SigmaSpacing) -> np.ndarray:
+    """As many sigmas as timesteps, in the spacing's places, between the ends of the table or the sigmas of the ends of
+    `t`."""
+    ends = (table[-1], table[0]) if rule.one_more else np.interp(t[[0, -1]], np.arange(len(table)), table)
+    make = karras_sigmas if sigma_spacing == "karras" else exponential_sigmas
+    return make(float(ends[1]), float(ends[0]), len(t))
+
+
+def _told_timesteps(
+    schedule: NoiseSchedule, sigmas: np.ndarray, t: np.ndarray, rule: LadderRule, sigma_spacing: SigmaSpacing
+) -> np.ndarray:
+    """The timesteps that Diffusers tells the network at `sigmas`, which do not come from the timesteps `t`.
+
+    Where it makes whole ones of them it does so from sigmas in float32, and what is half-way, or just below a whole
+    one, depends on that: at 18 steps one of DPM++ 2M Karras would be another.
+    """
+    rounds = rule.round_karras or (rule.one_more and schedule.config.beta_schedule != "squaredcos_cap_v2")
+    rounds = rounds and sigma_spacing == "karras"
+    if not rounds and not rule.whole_timesteps:
+        return schedule.sigma_to_t(torch.from_numpy(sigmas)).numpy()
+    table = _sigma_table(schedule, rule, schedule.sigma_in_float32)
+    log_table, log_sigmas = np.log(table), np.log(_spaced(table, t, rule, sigma_spacing))
+    low = (np.searchsorted(log_table, log_sigmas, side="right") - 1).clip(0, len(table) - 2)
+    told = low + ((log_sigmas - log_table[low]) / (log_table[low + 1] - log_table[low])).clip(0, 1)
+    return np.round(told) if rounds else np.trunc(told)

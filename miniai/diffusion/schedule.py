@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -51,22 +52,22 @@ class ScheduleConfig:
             raise ValueError("trained_betas must all lie within (0, 1)")
 
 
-def make_betas(config: ScheduleConfig) -> Float[Tensor, " t"]:
-    """The variance that each training step adds, float64; the last is 1 after a zero-SNR rescale."""
+def make_betas(config: ScheduleConfig, dtype: torch.dtype = torch.float64) -> Float[Tensor, " t"]:
+    """The variance that each training step adds; the last is 1 after a zero-SNR rescale."""
     n = config.num_train_timesteps
     if config.trained_betas is not None:
-        betas = torch.tensor(config.trained_betas, dtype=torch.float64)
+        betas = torch.tensor(config.trained_betas, dtype=dtype)
     elif config.beta_schedule == "linear":  # Ho et al. 2020, section 4
-        betas = torch.linspace(config.beta_start, config.beta_end, n, dtype=torch.float64)
+        betas = torch.linspace(config.beta_start, config.beta_end, n, dtype=dtype)
     elif config.beta_schedule == "scaled_linear":  # Rombach et al. 2022, their code: linear in the square root
-        betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, n, dtype=torch.float64) ** 2
+        betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, n, dtype=dtype) ** 2
     elif config.beta_schedule == "sigmoid":  # Xu et al. 2022 (GeoDiff), as Diffusers has it
-        ramp = torch.linspace(-6, 6, n, dtype=torch.float64).sigmoid()
+        ramp = torch.linspace(-6, 6, n, dtype=dtype).sigmoid()
         betas = config.beta_start + ramp * (config.beta_end - config.beta_start)
     else:  # Nichol & Dhariwal 2021, eq. 17, with their cap of 0.999
         t = torch.arange(n + 1, dtype=torch.float64) / n
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999).to(dtype)
     return rescale_to_zero_terminal_snr(betas) if config.rescale_betas_zero_snr else betas
 
 
@@ -78,6 +79,11 @@ def rescale_to_zero_terminal_snr(betas: Float[Tensor, " t"]) -> Float[Tensor, " 
     return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
+def _finite_sigma(alpha_bar: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+    finite = torch.where(alpha_bar == 0, SMALLEST_ALPHA_BAR, alpha_bar)
+    return ((1 - finite) / finite).sqrt()
+
+
 class NoiseSchedule:
     """alpha_bar for each training timestep, and the ways between timestep and sigma.
 
@@ -86,6 +92,7 @@ class NoiseSchedule:
 
     Attributes: `alpha_bar`, falling, 0 at the end of a zero-SNR schedule; `sigma`, rising and always finite (see
     `SMALLEST_ALPHA_BAR`). Both are float64 on the CPU; methods answer on the device and in the dtype they are asked in.
+    `sigma_in_float32` is what Diffusers, which has all of it in float32, has for `sigma`: some parts in a million off.
 
     >>> schedule = NoiseSchedule(ScheduleConfig(beta_schedule="squaredcos_cap_v2"))
     >>> sigma = schedule.t_to_sigma(torch.tensor([0, 500]))
@@ -96,8 +103,11 @@ class NoiseSchedule:
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         self.alpha_bar: Float[Tensor, " t"] = (1 - make_betas(config)).cumprod(0)
-        finite = torch.where(self.alpha_bar == 0, SMALLEST_ALPHA_BAR, self.alpha_bar)
-        self.sigma: Float[Tensor, " t"] = ((1 - finite) / finite).sqrt()
+        self.sigma: Float[Tensor, " t"] = _finite_sigma(self.alpha_bar)
+
+    @cached_property
+    def sigma_in_float32(self) -> Float[Tensor, " t"]:
+        return _finite_sigma((1 - make_betas(self.config, torch.float32)).cumprod(0))
 
     @property
     def n_timesteps(self) -> int:

@@ -10,10 +10,11 @@ from diffusers_oracle import STABLE_DIFFUSION, diffusers_scheduler
 
 from miniai.base.errors import UserError
 from miniai.diffusion.ladder import Ladder
-from miniai.diffusion.sampling import SAMPLERS, Sampler, schedule_config
+from miniai.diffusion.sampling import SAMPLERS, Sampler, find_sampler, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule
 
 COSINE = {**STABLE_DIFFUSION, "beta_schedule": "squaredcos_cap_v2"}
+ZERO_SNR = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True}
 
 
 def ladder_of(sampler: Sampler, file: dict[str, Any], n_steps: int) -> Ladder:
@@ -116,3 +117,15 @@ def test_steps_that_would_repeat_a_timestep_are_refused() -> None:
         ladder_of(SAMPLERS["dpmpp_2m"], {**STABLE_DIFFUSION, "timestep_spacing": "leading"}, 1000)
     with pytest.raises(UserError, match="steps_offset 1"):  # the last timestep would be number 1000 of 0 to 999
         ladder_of(SAMPLERS["euler"], {**STABLE_DIFFUSION, "timestep_spacing": "leading"}, 1000)
+
+
+@pytest.mark.parametrize("file", [STABLE_DIFFUSION, COSINE, ZERO_SNR], ids=["scaled_linear", "cosine", "zero_snr"])
+@pytest.mark.parametrize("name", ["dpmpp_2m_karras", "dpmpp_2m_exponential", "dpm2_karras"])
+def test_whole_timesteps_of_spaced_sigmas_are_diffusers_in_any_number_of_steps(name: str, file: dict[str, Any]) -> None:
+    """They are rounded from float32: of 18 steps of DPM++ 2M Karras one is at 575.4998, and Diffusers has 576."""
+    sampler = find_sampler(name)
+    if sampler.name == "dpm2" and file is ZERO_SNR:
+        file = STABLE_DIFFUSION | {"beta_schedule": "linear"}  # its class in Diffusers reads no such option
+    for n_steps in (*range(2, 61), 80, 91, 103, 120, 230, 356, 500):
+        theirs, *_ = their_steps(sampler, file, n_steps)
+        np.testing.assert_array_equal(ladder_of(sampler, file, n_steps).timesteps, theirs, err_msg=f"{n_steps} steps")
