@@ -34,7 +34,7 @@ from miniai.train.data import Loader
 from miniai.train.fashion_mnist import load_fashion_mnist
 
 ROOT = Path(__file__).parents[1]
-RECIPE = RECIPES["ddim-cosine"]
+RECIPE = RECIPES["ddpm"]
 SAME_CURVE = 0.05  # relative, of each loss; bfloat16 has 8 bits
 Step = Callable[[Tensor, int], tuple[float, float]]  # (pictures, step) to (seconds, loss)
 

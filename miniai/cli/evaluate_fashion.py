@@ -136,7 +136,7 @@ def fashion_pictures(
     at: Annotated[
         str | None,
         typer.Option(
-            help="Where noise is shown, separated by commas: timesteps for fashion-ddpm, else sigmas.",
+            help="Where noise is shown, separated by commas: timesteps for fashion-ddpm and -latent, else sigmas.",
             show_default="eight levels",
         ),
     ] = None,

@@ -81,7 +81,7 @@ class FashionDiffusionConfig:
     def edm_sigmas(self, n_steps: int, spacing: str | None = None) -> Float64[Tensor, " n_plus_1"]:
         """`n_steps` levels of EDM and 0 after them, in one of `SPACINGS` (None: as `levels` says). Raises UserError for
         any other."""
-        spacing = spacing or self.levels
+        spacing = self.levels if spacing is None else spacing
         if spacing not in SPACINGS:
             raise UserError(f"unknown spacing {spacing!r}: there are {', '.join(SPACINGS)}")
         if spacing == "cosine":

@@ -45,7 +45,8 @@ def load_guide(folder: Path, config: FashionDiffusionConfig, device: torch.devic
     network, own = load_fashion_diffusion(folder, device)
 
     def seen(config: FashionDiffusionConfig) -> tuple[Any, ...]:
-        return config.kind, config.patch_size, config.sigma_data, config.model.num_class_embeds, config.ladder
+        told = "c_noise" if config.is_edm else config.schedule.prediction_type
+        return config.kind, told, config.patch_size, config.sigma_data, config.model.num_class_embeds, config.ladder
 
     if seen(own) != seen(config) or own.guidance_range is not None:
         raise UserError(f"{folder} cannot guide fashion-{config.kind}: name a shorter training of that recipe")
@@ -178,17 +179,21 @@ def painter_of(
 
 def ladder_for(config: FashionDiffusionConfig, method: Sampler, n_steps: int, spacing: str | None = None) -> Ladder:
     """The levels by which a network of this recipe is painted: in `spacing`, or that of the sampler's name, or the
-    recipe's own. Raises UserError for an unknown spacing, and for any where the levels are the network's own."""
+    recipe's own. Raises UserError for one that is unknown, for two, and for any where the network has its own levels."""
+    named = None if method.sigma_spacing == "timesteps" else method.sigma_spacing
+    if spacing is not None and named is not None:
+        raise UserError(f"{method.title} says its spacing itself: leave --spacing out, or say {method.name} alone")
+    if config.ladder and named is not None:
+        raise UserError(f"this network was distilled to levels of its own: say {method.name}, not {method.title}")
     if spacing is not None and (not config.is_edm or config.ladder):
         why = "was distilled to levels of its own" if config.ladder else "learned the timesteps of a discrete schedule"
         raise UserError(f"this network {why}: leave --spacing out")
     if not config.is_edm:
         return method.ladder(NoiseSchedule(config.schedule), n_steps)
-    named = None if method.sigma_spacing == "timesteps" else method.sigma_spacing
     if config.ladder:
         sigmas = torch.tensor(config.ladder, dtype=torch.float64)
     else:
-        sigmas = config.edm_sigmas(n_steps, spacing or named)
+        sigmas = config.edm_sigmas(n_steps, named if spacing is None else spacing)
     return Ladder(sigmas, sigmas[:-1], start_scale=SIGMA_MAX)
 
 

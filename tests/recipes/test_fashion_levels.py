@@ -14,12 +14,14 @@ from miniai.base.configs import config_from_dict, config_to_dict
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.diffusion.ladder import cosine_sigmas
+from miniai.diffusion.sampling import find_sampler
 from miniai.nn.resnet import ResNetConfig
 from miniai.nn.unet2d import UNet2DModel
+from miniai.recipes.fashion import save_model
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
 from miniai.recipes.fashion_diffusion import train_fashion_diffusion
 from miniai.recipes.fashion_diffusion_config import RECIPES, FashionDiffusionConfig
-from miniai.recipes.fashion_painting import draw, from_patches, load_fashion_diffusion, paint
+from miniai.recipes.fashion_painting import draw, from_patches, ladder_for, load_fashion_diffusion, load_guide, paint
 from miniai.recipes.training import initial_weights
 
 
@@ -72,6 +74,27 @@ def test_folders_of_before_these_levels_learned_timesteps_and_are_read_so() -> N
     assert (config.is_edm, config.schedule.beta_schedule) == (False, "squaredcos_cap_v2")
     with pytest.raises(UserError, match="timesteps of a discrete schedule"):
         paint(loud(tiny("ddpm")), tiny("ddpm"), torch.arange(2), seed=0, spacing="karras")
+
+
+def test_a_guide_that_was_told_timesteps_cannot_stand_beside_a_network_that_is_told_the_noise(tmp_path: Path) -> None:
+    config = tiny("ddim-cosine")
+    older = replace(config, levels="karras", prediction_type="v_prediction")
+    for name, one in (("older", older), ("same", replace(config, seed=1))):
+        (tmp_path / name).mkdir()
+        save_model(loud(one), tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config_to_dict(one)))
+    assert load_guide(tmp_path / "same", config, CPU)
+    with pytest.raises(UserError, match="cannot guide"):
+        load_guide(tmp_path / "older", config, CPU)
+
+
+def test_one_spacing_is_enough() -> None:
+    config = tiny("conditional")
+    exponential = find_sampler("euler_exponential")
+    with pytest.raises(UserError, match="Euler Exponential says its spacing itself"):
+        ladder_for(config, exponential, 4, "cosine")
+    with pytest.raises(UserError, match="distilled to levels of its own"):
+        ladder_for(replace(config, ladder=(80.0, 1.0, 0.0), n_steps=2), exponential, 2)
 
 
 def test_the_levels_of_a_spacing() -> None:
