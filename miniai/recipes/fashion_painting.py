@@ -179,7 +179,7 @@ def painter_of(
 
 def ladder_for(config: FashionDiffusionConfig, method: Sampler, n_steps: int, spacing: str | None = None) -> Ladder:
     """The levels by which a network of this recipe is painted: in `spacing`, or that of the sampler's name, or the
-    recipe's own. Raises UserError for one that is unknown, for two, and for any where the network has its own levels."""
+    recipe's own. Raises UserError for an unknown one, for two, and for any where the network has its own levels."""
     named = None if method.sigma_spacing == "timesteps" else method.sigma_spacing
     if spacing is not None and named is not None:
         raise UserError(f"{method.title} says its spacing itself: leave --spacing out, or say {method.name} alone")
