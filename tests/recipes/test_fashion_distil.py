@@ -164,6 +164,8 @@ def test_the_command_distils_and_what_it_leaves_is_judged(
         assert "this network was distilled to 2 steps of euler" in err
     assert run(["evaluate", "fashion-steps", *folders, "--samplers", "euler,heun", "--steps", "2"]) == 2
     assert "this network was distilled to 2 steps of euler" in capsys.readouterr().err
+    assert run(["evaluate", "fashion-steps", *folders, "--samplers", "euler,euler_karras", "--steps", "2"]) == 2
+    assert "distilled to levels of its own: say euler, not Euler Karras" in capsys.readouterr().err
     assert not (out / "fid-steps.json").exists()  # told before the first is painted
 
 
