@@ -34,8 +34,17 @@ def image_generators(seed: int, n_images: int) -> list[torch.Generator]:
     return [make_generator(seed + i) for i in range(n_images)]
 
 
+def is_shared(generators: Sequence[torch.Generator]) -> bool:
+    """Whether all pictures draw from one generator."""
+    return len(generators) > 0 and all(one is generators[0] for one in generators)
+
+
 def randn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Float[Tensor, "b ..."]:
-    """Unit normal noise, float32 on the CPU; row i is drawn from `generators[i]` alone."""
+    """Unit normal noise, float32 on the CPU; row i is drawn from `generators[i]` alone. Where all are one and the same,
+    all rows are one draw, as in Diffusers: torch draws 16 numbers at a time, so that rows of another number, drawn one
+    by one, would be others."""
     if len(generators) != shape[0]:
         raise ValueError(f"{shape[0]} images need as many generators, not {len(generators)}")
+    if is_shared(generators):
+        return torch.randn(tuple(shape), generator=generators[0], dtype=torch.float32)
     return torch.cat([torch.randn((1, *shape[1:]), generator=one, dtype=torch.float32) for one in generators])

@@ -31,26 +31,28 @@ class KnownRegion:
         level = like_images(sigma, x) if isinstance(sigma, Tensor) else sigma
         return self.mask * x + (1 - self.mask) * (self.known + level * self.noise)
 
-    def denoiser(self, denoiser: Denoiser, ladder: Ladder) -> Denoiser:
-        """Sees the known part in its place between steps too (in Heun's second call), and estimates it as it is.
+    def around(self, denoiser: Denoiser, callback: Callback, ladder: Ladder) -> tuple[Denoiser, Callback]:
+        """Both of them for a sampler that keeps the known part.
 
-        At the first level x stays what it is: pure noise, where nothing of the picture is to shine through.
+        The denoiser sees it in its place between steps too (in Heun's second call), and estimates it as it is. At the
+        first level x stays what it is: pure noise, where nothing of the picture is to shine through.
+
+        After each step it is put back, without noise after the last, before `callback` sees x. What `callback` changes
+        then, in the known part as well, the denoiser sees as it was left.
         """
+        left: Tensor | None = None
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            seen = self.restore(x, sigma) if float(sigma[0]) < float(ladder.sigmas[0]) * (1 - 1e-6) else x
-            return self.restore(denoiser(seen, sigma), 0.0)
-
-        return denoise
-
-    def callback(self, callback: Callback, ladder: Ladder) -> Callback:
-        """Puts the known part back after each step, without noise after the last, before `callback` sees x."""
+            as_it_is = x is left or not float(sigma[0]) < float(ladder.sigmas[0]) * (1 - 1e-6)
+            return self.restore(denoiser(x if as_it_is else self.restore(x, sigma), sigma), 0.0)
 
         def after_step(i: int, x: Tensor, sigma: float, x0: Tensor) -> Tensor:
+            nonlocal left
             last = i == ladder.n_steps - 1
             # A sampler that ends above sigma 0 has its last x scaled by `end_scale`, which the known part is not.
             x = self.mask * x + (1 - self.mask) * self.known / ladder.end_scale if last else self.restore(x, sigma)
             changed = callback(i, x, sigma, x0)
-            return x if changed is None else changed
+            left = x if changed is None else changed
+            return left
 
-        return after_step
+        return denoise, after_step

@@ -127,7 +127,9 @@ def karras_sigmas(sigma_min: float, sigma_max: float, n_steps: int, rho: float =
     """Karras et al. 2022, eq. 5, without its final 0: falling, dense near sigma_min."""
     ramp = np.linspace(0, 1, n_steps)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    sigmas = (high + ramp * (low - high)) ** rho
+    sigmas[-1], sigmas[0] = sigma_min, sigma_max  # exactly, not within rounding of them
+    return sigmas
 
 
 def exponential_sigmas(sigma_min: float, sigma_max: float, n_steps: int) -> np.ndarray:
@@ -166,7 +168,8 @@ def _ladder(schedule: NoiseSchedule, rule: LadderRule, levels: np.ndarray, t: np
         sigmas=torch.from_numpy(levels),
         timesteps=torch.from_numpy(t),
         start_scale=float(np.hypot(1, levels[0]) if unit_start else levels[0]),
-        end_scale=float(1 / np.hypot(1, levels[-1])),
+        # Euler and its relatives leave what ends above sigma 0 as x0 + sigma * eps, in Diffusers as in k-diffusion.
+        end_scale=float(1 / np.hypot(1, levels[-1])) if rule.unit_start else 1.0,
     )
 
 

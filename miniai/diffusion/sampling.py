@@ -63,7 +63,8 @@ class Sampler:
             return make_ladder(schedule, n_steps, self.rule, self.sigma_spacing)
         if timesteps is not None and sigmas is not None:
             raise UserError("give either timesteps or sigmas, not both")
-        if self.name == "pndm" or self.sigma_spacing != "timesteps":
+        follows = self.sigma_spacing == "timesteps" or (self.name == "euler" and sigmas is not None)
+        if self.name == "pndm" or not follows:
             reason = "takes steps of one size" if self.name == "pndm" else "places its steps itself"
             raise UserError(f"{self.title} {reason}: leave timesteps and sigmas out, or choose another sampler")
         if timesteps is not None:

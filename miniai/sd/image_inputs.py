@@ -18,6 +18,7 @@ from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.base.images import to_tensor
+from miniai.base.seeds import is_shared
 from miniai.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from miniai.nn.packed import is_packed, pack_weights
 
@@ -138,8 +139,8 @@ def draw_latents(seen: DiagonalGaussian, generators: list[torch.Generator], n_ea
         one = slice(row, row + 1)
         return DiagonalGaussian(seen.mean[one], seen.log_variance[one]).sample(generator)
 
-    if all(one is generators[0] for one in generators):
-        return torch.cat([draw(row, generators[0]) for row in range(n_given)])[rows]
+    if is_shared(generators):
+        return seen.sample(generators[0])[rows]
     return torch.cat([draw(row, one) for row, one in zip(rows, generators, strict=True)])
 
 

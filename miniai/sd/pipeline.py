@@ -295,7 +295,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
             prompted = loss_guided(prompted, lambda x0: own(self.decode(x0)), scale=guidance_loss_scale)
         after_step = after_each_step(self, callback_on_step_end, method, ladder)
         if start.region:
-            prompted, after_step = start.region.denoiser(prompted, ladder), start.region.callback(after_step, ladder)
+            prompted, after_step = start.region.around(prompted, after_step, ladder)
 
         # 6. Step by step, noise becomes latents
         options: dict[str, dict[str, Any]] = {"ddim": {"eta": eta}, "pndm": {"second_step_unasked": doubles}}

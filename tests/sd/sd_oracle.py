@@ -35,6 +35,7 @@ FLAVOURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "inpainting": (SD_SCHEDULE, {"attention_head_dim": 2, "in_channels": 9}),
+    "factor_8": (SD_SCHEDULE, {"attention_head_dim": 2}),
     "zero_snr": (
         SD_SCHEDULE
         | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
@@ -46,6 +47,7 @@ FLAVOURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def make_diffusers_pipeline(folder: Path, flavour: str) -> diffusers.StableDiffusionPipeline:
     """A random model made of Diffusers' and transformers' own classes."""
     schedule, unet = FLAVOURS[flavour]
+    levels = 4 if flavour == "factor_8" else 2  # of the autoencoder, each but the last half the size of the one before
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -77,9 +79,9 @@ def make_diffusers_pipeline(folder: Path, flavour: str) -> diffusers.StableDiffu
             | unet
         ),
         vae=diffusers.AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
             norm_num_groups=4,
             sample_size=16,
         ),

@@ -151,6 +151,35 @@ def test_a_lora_of_new_and_old_names_counts_whole(models: Pair) -> None:
     assert relative_error(paint(theirs, "a cat"), expected) > 0.003
 
 
+def test_one_side_alone_is_the_one_that_changes(plain: Models) -> None:
+    assert plain.theirs("from_text", prompt="a cat", height=32, num_inference_steps=1).shape[2:] == (8, 8)
+    assert plain.paint(prompt="a cat", height=32, num_inference_steps=1).shape[2:] == (16, 8)
+
+
+def test_pndm_has_no_runge_kutta_steps(plain: Models) -> None:
+    plain.from_text.scheduler = diffusers.PNDMScheduler.from_config(dict(plain.schedule) | {"skip_prk_steps": False})
+    request = {"num_inference_steps": 10, "guidance_scale": 2.0, "output_type": "latent"}
+    made = [
+        pipe("a cat", generator=torch.Generator().manual_seed(3), **request, **kind).images
+        for pipe, kind in ((plain.from_text, {}), (plain.ours, {"sampler": "pndm"}))
+    ]
+    assert 0.001 < relative_error(made[1], made[0]) < 0.5
+
+
+def test_the_strength_of_guidance_stays(plain: Models) -> None:
+    def weaker(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 1.5
+        return tensors
+
+    assert 1e-4 < errors(plain, "from_text", "ddim", guidance_scale=7.5, callback_on_step_end=weaker)[0] < 0.5
+
+
+def test_heun_at_timesteps_of_its_own_from_a_picture(plain: Models) -> None:
+    request = {"image": picture(), "strength": 0.6, "timesteps": [900, 500, 200, 3]}
+    assert errors(plain, "from_image", "heun", **request)[0] > 0.1
+    plain.assert_equal("from_image", "heun", prompt="a cat", **request | {"strength": 1.0})
+
+
 def test_the_page_has_a_row_for_each() -> None:
     page = (Path(__file__).parents[2] / "docs" / "differences-from-diffusers.md").read_text()
-    assert page.count("\n| ") - 2 == 11
+    assert page.count("\n| ") - 2 == 15
