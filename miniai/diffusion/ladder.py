@@ -48,7 +48,8 @@ class LadderRule:
 class Ladder:
     """n steps: n + 1 falling sigmas, and the timestep that belongs to each of the first n; float64 on the CPU.
 
-    Unit noise times `start_scale` is a sampler's first x; its last x times `end_scale` is the latents (1 at sigma 0).
+    Unit noise times `start_scale` is a sampler's first x; its last x times `end_scale` is the latents
+    (1 at sigma 0, and where what is left is x0 + sigma * eps, as Euler's is).
     `n_skipped` steps stood before these, see `after`.
     """
 

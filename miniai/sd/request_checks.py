@@ -47,7 +47,7 @@ def check_tensor_names(names: Sequence[str]) -> None:
 def spread_generators(
     generator: torch.Generator | list[torch.Generator] | None, n_images: int
 ) -> list[torch.Generator]:
-    """A generator for each picture: those given, or the one given for all in turn, or fresh ones from the system."""
+    """A generator for each picture: those given, or for all of them the one given, or fresh ones from the system."""
     if generator is None:
         fresh = [torch.Generator() for _ in range(n_images)]
         for one in fresh:

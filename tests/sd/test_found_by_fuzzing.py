@@ -1,4 +1,4 @@
-"""Requests in which ours once differed from Diffusers, found by thousands of random ones."""
+"""Requests in which ours once differed from Diffusers, found by a thousand random ones."""
 
 from typing import Any
 
