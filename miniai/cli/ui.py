@@ -78,5 +78,6 @@ def ui(
             typer.echo("stopping when the step is done; once more to stop at once", err=True)
             try:
                 server.painter.close()
+                server.server_close()
             except KeyboardInterrupt:
-                os._exit(130)  # the step is computed in a thread that Python would wait for
+                os._exit(130)  # Python would wait for the threads that compute the step and tell of it

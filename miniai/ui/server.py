@@ -51,12 +51,14 @@ class RefusedError(Exception):
 class PageServer(ThreadingHTTPServer):
     """Answers on `host` and `port` (0: a free one), for a `painter` that it is given before `serve_forever`.
 
-    Raises UserError if the address is not to be had."""
+    Closed, it reads no more, and returns when what it was answering is told: a thread that outlives Python's own end
+    aborts the process if it is the one that lets go of the model. Raises UserError if the address is not to be had."""
 
-    daemon_threads = True
+    daemon_threads = False  # so that closing waits for them
     painter: Painter
 
     def __init__(self, host: str = "127.0.0.1", port: int = 7860) -> None:
+        self._connections: set[socket.socket] = set()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), PageHandler)
@@ -81,6 +83,20 @@ class PageServer(ThreadingHTTPServer):
             asked = ipaddress.ip_address(name)
             return own.is_unspecified or asked == own or (own.is_loopback and asked.is_loopback)
         return False
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)  # browsers keep them open, and its thread waits for more
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away is no error."""
@@ -172,13 +188,15 @@ class PageHandler(BaseHTTPRequestHandler):
             finally:
                 news.put(None)
 
-        threading.Thread(target=work, daemon=True).start()
+        worker = threading.Thread(target=work)
+        worker.start()
         try:
             while (one := self._next(news)) is not None:
                 self.wfile.write(json.dumps(one).encode() + b"\n")
                 self.wfile.flush()
         except OSError:
             stop.set()
+        worker.join()
 
     def _next(self, news: "queue.SimpleQueue[dict[str, Any] | None]") -> dict[str, Any] | None:
         """What is told next. Raises ConnectionError if nobody is there any more to hear it."""

@@ -468,6 +468,28 @@ def test_a_port_that_is_taken_is_one_line(server: PageServer) -> None:
         PageServer(port=server.server_address[1])
 
 
+def test_closed_it_leaves_no_thread_that_holds_the_model(base: GenerateRequest, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with PageServer(port=0) as own:
+        own.painter = Painter(replace(base, out=tmp_path))
+        serving = threading.Thread(target=own.serve_forever)
+        serving.start()
+        idle, painting = (http.client.HTTPConnection("127.0.0.1", own.server_address[1], timeout=60) for _ in range(2))
+        idle.request("GET", "/api/settings")
+        idle.getresponse().read()  # and stays connected, as a browser does
+        order = json.dumps(FAST | {"steps": 900})
+        painting.request("POST", "/api/paint", order, {"Content-Type": "application/json"})
+        answer = painting.getresponse()
+        assert b'"step"' in answer.readline()
+        own.shutdown()
+        serving.join()
+        own.painter.close()
+    assert set(threading.enumerate()) <= before
+    assert json.loads(answer.read().splitlines()[-1]) == {"event": "stopped"}
+    idle.close()
+    painting.close()
+
+
 def test_the_command_shows_the_page_until_ctrl_c(model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "miniai", "ui", "--port", "0", "--model", str(model), "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
@@ -484,6 +506,7 @@ def test_the_command_shows_the_page_until_ctrl_c(model: Path, tmp_path: Path) ->
         answer = connection.getresponse()
         assert b'"step"' in answer.readline()
         process.send_signal(signal.SIGINT)  # while it paints
-        assert process.wait(60) == 0
-        assert process.stderr.read() == "stopping when the step is done; once more to stop at once\n"
+        code, errors = process.wait(60), process.stderr.read()
+        assert (code, errors) == (0, "stopping when the step is done; once more to stop at once\n")
+        assert json.loads(answer.read().splitlines()[-1]) == {"event": "stopped"}
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
