@@ -151,6 +151,70 @@ def test_a_lora_of_new_and_old_names_counts_whole(models: Pair) -> None:
     assert relative_error(paint(theirs, "a cat"), expected) > 0.003
 
 
+def lora_of(layer: str, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((2, 16), (16, 2)))
+    return {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+
+
+def test_a_lora_counts_beside_another_that_is_fused(models: Pair) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    made = {}
+    for name, pipe in zip(("theirs", "ours"), models, strict=True):
+        pipe.load_lora_weights(lora_of(layer, 0), adapter_name="first")
+        made["first", name] = paint(pipe, "a cat")
+        pipe.load_lora_weights(lora_of(layer, 1), adapter_name="second")
+        pipe.set_adapters(["first", "second"])
+        made["both", name] = paint(pipe, "a cat")
+        pipe.set_adapters(["second"])
+        pipe.fuse_lora(adapter_names=["first"])
+        made["fused", name] = paint(pipe, "a cat")
+    assert relative_error(made["both", "ours"], made["both", "theirs"]) < 1e-4
+    assert relative_error(made["fused", "ours"], made["both", "ours"]) < 1e-4
+    assert relative_error(made["fused", "theirs"], made["first", "theirs"]) < 1e-4
+    assert relative_error(made["fused", "ours"], made["fused", "theirs"]) > 0.003
+
+
+def test_what_is_fused_stays_where_loras_are_disabled(models: Pair) -> None:
+    theirs, ours = models
+    plain = paint(theirs, "a cat")
+    for pipe in models:
+        pipe.load_lora_weights(lora_of("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q", 0))
+        pipe.fuse_lora()
+    fused = paint(theirs, "a cat")
+    for pipe in models:
+        pipe.disable_lora()
+    assert relative_error(paint(ours, "a cat"), fused) < 1e-4
+    assert relative_error(paint(theirs, "a cat"), plain) < 1e-4
+    assert relative_error(plain, fused) > 0.003
+
+
+def test_each_layer_of_a_text_encoder_has_its_own_rank_and_alpha_in_a_kohya_file(models: Pair) -> None:
+    theirs, ours = models
+    layers = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
+    file, generator = {}, torch.Generator().manual_seed(0)
+    encoder = theirs.text_encoder
+    merged = {}
+    for i, layer in enumerate(layers):
+        weight = dict(encoder.named_modules())[f"encoder.layers.0.{layer}"].weight
+        rank, alpha = 1 + i % 3, 0.5 * (1 + i % 2)
+        down, up = (torch.randn(*size, generator=generator) for size in ((rank, weight.shape[1]), (len(weight), rank)))
+        name = f"lora_te_text_model_encoder_layers_0_{layer.replace('.', '_')}"
+        file |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+        merged[weight] = alpha / rank * up @ down
+    ours.load_lora_weights(dict(file))
+    by_hand = diffusers.StableDiffusionPipeline(**theirs.components, requires_safety_checker=False)
+    with torch.no_grad():
+        for weight, change in merged.items():
+            weight += change
+        expected = paint(by_hand, "a cat")
+        for weight, change in merged.items():
+            weight -= change
+    assert relative_error(paint(ours, "a cat"), expected) < 1e-4
+    theirs.load_lora_weights(dict(file))
+    assert relative_error(paint(theirs, "a cat"), expected) > 0.003
+
+
 def test_one_side_alone_is_the_one_that_changes(plain: Models) -> None:
     assert plain.theirs("from_text", prompt="a cat", height=32, num_inference_steps=1).shape[2:] == (8, 8)
     assert plain.paint(prompt="a cat", height=32, num_inference_steps=1).shape[2:] == (16, 8)
