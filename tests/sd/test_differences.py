@@ -246,4 +246,4 @@ def test_heun_at_timesteps_of_its_own_from_a_picture(plain: Models) -> None:
 
 def test_the_page_has_a_row_for_each() -> None:
     page = (Path(__file__).parents[2] / "docs" / "differences-from-diffusers.md").read_text()
-    assert page.count("\n| ") - 2 == 15
+    assert page.count("\n| ") - 2 == 18
