@@ -175,18 +175,19 @@ def test_a_lora_counts_beside_another_that_is_fused(models: Pair) -> None:
     assert relative_error(made["fused", "ours"], made["fused", "theirs"]) > 0.003
 
 
-def test_what_is_fused_stays_where_loras_are_disabled(models: Pair) -> None:
+@pytest.mark.parametrize("first", ["fuse", "disable"])
+def test_what_is_fused_stays_where_loras_are_disabled(models: Pair, first: str) -> None:
     theirs, ours = models
     plain = paint(theirs, "a cat")
     for pipe in models:
         pipe.load_lora_weights(lora_of("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q", 0))
-        pipe.fuse_lora()
-    fused = paint(theirs, "a cat")
+    changed = paint(theirs, "a cat")
     for pipe in models:
-        pipe.disable_lora()
-    assert relative_error(paint(ours, "a cat"), fused) < 1e-4
+        for change in (pipe.fuse_lora, pipe.disable_lora) if first == "fuse" else (pipe.disable_lora, pipe.fuse_lora):
+            change()
+    assert relative_error(paint(ours, "a cat"), changed) < 1e-4
     assert relative_error(paint(theirs, "a cat"), plain) < 1e-4
-    assert relative_error(plain, fused) > 0.003
+    assert relative_error(plain, changed) > 0.003
 
 
 def test_each_layer_of_a_text_encoder_has_its_own_rank_and_alpha_in_a_kohya_file(models: Pair) -> None:

@@ -512,3 +512,20 @@ def test_the_command_shows_the_page_until_ctrl_c(model: Path, tmp_path: Path) ->
         assert (code, errors) == (0, "stopping when the step is done; once more to stop at once\n")
         assert json.loads(answer.read().splitlines()[-1]) == {"event": "stopped"}
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+def test_ctrl_c_twice_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "miniai", "ui", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        port = int(process.stdout.readline().strip().rstrip("/").rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        order = {"prompt": "a cat", "n": 64, "steps": 3}  # the packaged model needs seconds for a step of so many
+        connection.request("POST", "/api/paint", json.dumps(order), {"Content-Type": "application/json"})
+        assert b'"step"' in connection.getresponse().readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("stopping")
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr.read()) == (130, "")
+    assert not list((tmp_path / "pictures").glob("*.png"))
