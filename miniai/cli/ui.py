@@ -75,8 +75,8 @@ def ui(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("stopping when the step is done; once more to stop at once", err=True)
             try:
+                typer.echo("stopping when the step is done; once more to stop at once", err=True)
                 server.painter.close()
                 server.server_close()
             except KeyboardInterrupt:
