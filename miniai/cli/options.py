@@ -98,6 +98,7 @@ def _check_seed(seed: int) -> int:
 FirstSeed = Annotated[
     int, typer.Option(help="Seed of the first picture; the next ones count up.", callback=_check_seed)
 ]
+TrainingSeed = Annotated[int, typer.Option(help="Seed of weights, order and noise.", callback=_check_seed)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")]
 FashionData = Annotated[
     Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.", show_default="Debian's, or Hugging Face's")

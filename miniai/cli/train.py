@@ -1,11 +1,12 @@
 """`miniai train`: train models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from miniai.cli.options import Device, FashionData, FashionEpochs, Resume, lines, stage_stops, words
+from miniai.cli.options import Device, FashionData, FashionEpochs, Resume, TrainingSeed, lines, stage_stops, words
 
 app = typer.Typer(help="Train models.")
 
@@ -99,6 +100,7 @@ def fashion_classifier(
         str,
         typer.Option(help="pooled; wide, more often right and slower; or six-level, as the course's, to judge FID by."),
     ] = "pooled",
+    seed: TrainingSeed = 0,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
@@ -106,7 +108,7 @@ def fashion_classifier(
     from miniai.recipes.fashion_classifier import network_config
     from miniai.recipes.fashion_classifier import train_fashion_classifier as train
 
-    config = network_config(network)
+    config = replace(network_config(network), seed=seed)
     with stage_stops():
         results = train(out, data=data, epochs=epochs, resume=resume, device=device, config=config)
     typer.echo(f"accuracy {100 * results['accuracy']:.2f} % of the test pictures")
@@ -128,6 +130,7 @@ def _fashion_diffusion(kind: str, text: str) -> None:
             float | None, typer.Option(help="Highest rate of the optimizer.", show_default="the recipe's")
         ] = None,
         classes: Annotated[bool, typer.Option("--classes", help="Tell the network the class of each picture.")] = False,
+        seed: TrainingSeed = 0,
         resume: Resume = False,
         device: Device = "auto",
         compile_: Annotated[
@@ -138,7 +141,7 @@ def _fashion_diffusion(kind: str, text: str) -> None:
         from miniai.recipes.fashion_diffusion_config import recipe
 
         ways: dict[str, Any] = {"compiler": "inductor" if compile_ else None, "init": init}
-        config = recipe(kind, learning_rate, classes)
+        config = replace(recipe(kind, learning_rate, classes), seed=seed)
         with stage_stops():
             train(kind, out, data=data, epochs=epochs, resume=resume, device=device, config=config, **ways)
         typer.echo(out)

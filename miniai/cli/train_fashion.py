@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, FashionData, FashionEpochs, FashionTraining, Resume, numbers, stage_stops, words
+from miniai.cli.options import (
+    Device,
+    FashionData,
+    FashionEpochs,
+    FashionTraining,
+    Resume,
+    TrainingSeed,
+    numbers,
+    stage_stops,
+    words,
+)
 from miniai.cli.train import app
 
 
@@ -15,14 +25,17 @@ def fashion_autoencoder(
     out: FashionTraining,
     data: FashionData = None,
     epochs: FashionEpochs = 10,
+    seed: TrainingSeed = 0,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Put clothes into 64 numbers and paint them again, and print the error beside that of principal components."""
+    from miniai.recipes.fashion_autoencoder import FashionAutoencoderConfig
     from miniai.recipes.fashion_autoencoder import train_fashion_autoencoder as train
 
+    config = FashionAutoencoderConfig(seed=seed)
     with stage_stops():
-        results = train(out, data=data, epochs=epochs, resume=resume, device=device)
+        results = train(out, data=data, epochs=epochs, resume=resume, device=device, config=config)
     typer.echo(
         f"{results['psnr']:.2f} dB on the test pictures, "
         f"{results['psnr_of_components']:.2f} dB by {results['numbers']} principal components"
@@ -35,14 +48,25 @@ def fashion_latent(
     data: FashionData = None,
     epochs: Annotated[float, typer.Option(help="Passes over the 60,000 training pictures of the U-Net.")] = 25,
     autoencoder_epochs: Annotated[float, typer.Option(help="And, before that, of the autoencoder.")] = 10,
+    seed: TrainingSeed = 0,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Paint clothes of a class in the latents of an autoencoder: first the one is trained, then the other."""
+    from miniai.recipes.fashion_latent import FashionLatentConfig
     from miniai.recipes.fashion_latent import train_fashion_latent as train
 
+    config = FashionLatentConfig().seeded(seed)
     with stage_stops():
-        train(out, data=data, epochs=epochs, autoencoder_epochs=autoencoder_epochs, resume=resume, device=device)
+        train(
+            out,
+            data=data,
+            epochs=epochs,
+            autoencoder_epochs=autoencoder_epochs,
+            resume=resume,
+            device=device,
+            config=config,
+        )
     typer.echo(out)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from miniai.cli.options import Device, FashionData, FashionEpochs, FashionTraining, Resume, stage_stops
+from miniai.cli.options import Device, FashionData, FashionEpochs, FashionTraining, Resume, TrainingSeed, stage_stops
 from miniai.cli.train import app
 
 VGG = Annotated[
@@ -54,12 +54,15 @@ def fashion_super(
     classifier: Annotated[Path, typer.Option(help="Folder of a training of fashion-classifier, to begin as.")],
     data: FashionData = None,
     epochs: FashionEpochs = 5,
+    seed: TrainingSeed = 0,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
     """Make clothes of 14×14 pixels 28×28, and print the error beside that of plain enlarging."""
+    from miniai.recipes.fashion_super import FashionSuperConfig
     from miniai.recipes.fashion_super import train_fashion_super as train
 
+    config = FashionSuperConfig(seed=seed)
     with stage_stops():
-        found = train(out, classifier, data=data, epochs=epochs, resume=resume, device=device)
+        found = train(out, classifier, data=data, epochs=epochs, resume=resume, device=device, config=config)
     typer.echo(f"{found['psnr']:.2f} dB on the test pictures, {found['psnr_of_enlarging']:.2f} dB by plain enlarging")

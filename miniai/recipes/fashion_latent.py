@@ -80,6 +80,10 @@ class FashionLatentConfig:
         )
     )
 
+    def seeded(self, seed: int) -> "FashionLatentConfig":
+        """The same recipe, both networks from this seed."""
+        return FashionLatentConfig(replace(self.autoencoder, seed=seed), replace(self.diffusion, seed=seed))
+
 
 @dataclass(frozen=True)
 class LatentScale:
