@@ -14,7 +14,7 @@ from miniai.nn.resnet import ResNet, ResNetConfig
 from miniai.recipes.fashion import save_model
 
 DATA = Path(__file__).parents[1] / "data" / "fashion-mnist"
-# Each command, the module that begins its (last) training, and where its config keeps the seed.
+# Each command, the module that begins its first training, and where its config keeps the seed.
 COMMANDS = {
     "classifier": ("fashion_classifier", "seed"),
     "ddpm": ("fashion_diffusion", "seed"),
@@ -23,7 +23,7 @@ COMMANDS = {
     "conditional": ("fashion_diffusion", "seed"),
     "autoencoder": ("fashion_autoencoder", "seed"),
     "super": ("fashion_super", "seed"),
-    "latent": ("fashion_autoencoder", "autoencoder.seed"),  # which its first training is
+    "latent": ("fashion_autoencoder", "autoencoder.seed"),
 }
 
 
