@@ -64,6 +64,14 @@ def fashion(
         float | None,
         typer.Option(help="And how sure all of them must be of it in the mean, 0 to 1.", show_default="0.5"),
     ] = None,
+    discriminator: Annotated[
+        Path | None,
+        typer.Option(help="Folder of fashion-discriminator: what is painted too often is kept more seldom."),
+    ] = None,
+    discriminator_cap: Annotated[
+        float | None,
+        typer.Option(help="How much likelier real than painted is always kept, 1 to 100.", show_default="2"),
+    ] = None,
     seed: FirstSeed = 0,
     draws: Annotated[int, typer.Option(help="How often to paint --n pictures; figures are means over the draws.")] = 1,
     device: Device = "auto",
@@ -72,10 +80,12 @@ def fashion(
     _check(n, guidance_scale, steps)
     generate_request.check_ranges(("--churn", churn, 0, 1000, ""), ("--guide-scale", guide_scale, 1, 100, ""))
     generate_request.check_ranges(("--draws", draws, 1, 1000, "draws"), ("--reject-below", reject_below, 0, 1, ""))
+    generate_request.check_ranges(("--discriminator-cap", discriminator_cap, 1, 100, ""))
     from miniai.recipes.evaluate_fashion import FashionWays, evaluate_fashion
 
     guidance = (guidance_scale, guidance_interval, guide, guide_scale)
-    ways = FashionWays(sampler, steps, *guidance, churn, tuple(reject_by or ()), reject_below, spacing)
+    keeps = (tuple(reject_by or ()), reject_below, discriminator, discriminator_cap)
+    ways = FashionWays(sampler, steps, *guidance, churn, spacing, *keeps)
     found = evaluate_fashion(model, classifier, ways, data=data, out=out, n=n, seed=seed, draws=draws, device=device)
     spread = "" if draws == 1 else f", {found['deviation_of_ratio']:.2f} its deviation over {draws} draws"
     typer.echo(

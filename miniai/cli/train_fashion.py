@@ -152,6 +152,49 @@ def fashion_refine(
         typer.echo(refine_fashion(painter, out, config=config, data=data, resume=resume, device=device))
 
 
+@app.command("fashion-discriminator")
+def fashion_discriminator(
+    painter: Annotated[
+        Path, typer.Option("--painter", help="Folder of a finished training of fashion-conditional or its siblings.")
+    ],
+    by: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of a classifier to look through, not the later judge; several: repeat it.", metavar="<path>"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the discriminator, and of what is painted for it.")],
+    pictures: Annotated[
+        int, typer.Option(help="Pictures that are painted, and as many real ones beside them.")
+    ] = 18000,
+    sampler: Annotated[
+        str | None, typer.Option(help="How they are painted.", show_default="as its recipe says")
+    ] = None,
+    sampler_steps: Annotated[
+        int | None, typer.Option(help="And in how many steps.", show_default="as its recipe says")
+    ] = None,
+    guidance_scale: Annotated[float, typer.Option(help="And how strongly the class rules, 0 to 100.")] = 1.0,
+    reject_below: Annotated[
+        float, typer.Option(help="How sure the classifiers must be of the class, 0 to 1; the rest is left out.")
+    ] = 0.5,
+    ridge: Annotated[float, typer.Option(help="What large weights cost: the more, the nearer to 1 all ratios.")] = 1e-2,
+    seed: Annotated[int, typer.Option(help="Of the noise that pictures are painted from, 0 to 8.")] = 0,
+    data: FashionData = None,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Learn which painted clothes are too often painted, for `miniai evaluate fashion --discriminator`."""
+    from miniai.recipes.fashion_discriminator import FashionDiscriminatorConfig, train_fashion_discriminator
+
+    config = FashionDiscriminatorConfig(pictures, sampler, sampler_steps, guidance_scale, reject_below, ridge, seed)
+    with stage_stops():
+        found = train_fashion_discriminator(painter, by, out, config=config, data=data, resume=resume, device=device)
+    clear, kept = 100 * found["clear"], 100 * found["kept"]
+    typer.echo(
+        f"{clear:.1f} % of {found['pictures']:,} painted pictures are clear, {kept:.1f} % of these would be kept"
+    )
+
+
 @app.command("sweep")
 def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the sweep: a table, plots, and a folder for each training.")],

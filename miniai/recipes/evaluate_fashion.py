@@ -5,8 +5,10 @@ pictures against the same: another classifier gives another scale, so only their
 noise gives another figure, too: the mean of several says more, and its deviation how much.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,14 +21,18 @@ from miniai.base.errors import UserError
 from miniai.base.files import make_folder, write_json
 from miniai.base.images import save_png
 from miniai.diffusion.sampling import find_sampler, n_calls
+from miniai.evaluate.cache import fingerprint
 from miniai.recipes.fashion import as_sheet
 from miniai.recipes.fashion_classifier import load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig
-from miniai.recipes.fashion_judge import Judge, PaintUntilClear
+from miniai.recipes.fashion_discriminator import load_discriminator
+from miniai.recipes.fashion_judge import Judge, PaintUntilKept
 from miniai.recipes.fashion_latent import load_painter
 from miniai.recipes.fashion_painting import GUIDE_SCALE, ladder_for, load_guide
 
 REJECT_BELOW = 0.5  # unless another probability is asked for
+CAP = 2.0  # of a discriminator's ratio, unless another one is asked for
+TRIES = 20  # with a discriminator, which may keep one of ten
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class FashionWays:
     - guide, guide_scale: the folder of a shorter training of the same recipe, and how far from it.
     - reject_by, reject_below: folders of classifiers: pictures that they take to be of the class asked for with a
       smaller probability are painted again. The judge, who would see its own work, must not be among them.
+    - discriminator, discriminator_cap: the folder of `fashion_discriminator`, trained by the same classifiers, and the
+      ratio from which on each clear picture is kept.
     """
 
     sampler: str | None = None
@@ -47,9 +55,11 @@ class FashionWays:
     guide: Path | None = None
     guide_scale: int | float | None = None
     churn: int | float = 0.0
+    spacing: str | None = None
     reject_by: tuple[Path, ...] = ()
     reject_below: int | float | None = None
-    spacing: str | None = None
+    discriminator: Path | None = None
+    discriminator_cap: int | float | None = None
 
     def filled(self, config: FashionDiffusionConfig) -> "FashionWays":
         """With the recipe's own numbers where none is asked for. Raises UserError for what does not go together."""
@@ -61,10 +71,17 @@ class FashionWays:
             raise UserError("--reject-below says how sure --reject-by must be: name a classifier there")
         if self.reject_by and not config.knows_classes:
             raise UserError("this network is told no classes to reject by: leave --reject-by out")
+        if self.discriminator is None and self.discriminator_cap is not None:
+            raise UserError("--discriminator-cap is of --discriminator's ratio: name a folder there")
+        if self.discriminator is not None and not self.reject_by:
+            raise UserError(
+                "--discriminator looks through classifiers: name with --reject-by those it was trained --by"
+            )
         usual: dict[str, Any] = {"sampler": config.sampler, "steps": config.n_steps}
         usual["guidance_scale"] = config.guidance_scale
         usual |= {} if self.guide is None else {"guide_scale": GUIDE_SCALE}
         usual |= {"reject_below": REJECT_BELOW} if self.reject_by else {}
+        usual |= {"discriminator_cap": CAP} if self.discriminator is not None else {}
         filled = replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
         ladder_for(config, find_sampler(str(filled.sampler)), int(filled.steps or 1), self.spacing)
         return filled
@@ -104,10 +121,9 @@ def evaluate_fashion(
     judge = Judge(classifier, data, place)
     labels = torch.arange(n) % N_CLASSES
     options = ways.options(config, place)
-    paint: Callable[..., Tensor] = painter
-    if ways.reject_below is not None:
-        by = [load_classifier(one, place) for one in ways.reject_by]
-        paint = PaintUntilClear(painter, by, place, ways.reject_below)
+    paint: Callable[..., Tensor] = (
+        painter if ways.reject_below is None else until_kept(painter, ways, ways.reject_below, place)
+    )
     folder = out or model
     make_folder(folder)
     each: list[dict[str, float]] = []
@@ -122,8 +138,9 @@ def evaluate_fashion(
         **asdict(ways),
         "guide": None if ways.guide is None else str(ways.guide),
         "reject_by": [str(one) for one in ways.reject_by],
+        "discriminator": None if ways.discriminator is None else str(ways.discriminator),
         "calls": n_calls(find_sampler(ways.sampler or config.sampler), ways.steps or config.n_steps),
-        "painted_for_each": paint.n_painted / (n * draws) if isinstance(paint, PaintUntilClear) else 1.0,
+        "painted_for_each": paint.n_painted / (n * draws) if isinstance(paint, PaintUntilKept) else 1.0,
         "seed": seed,
         **{name: fmean(one[name] for one in each) for name in each[0]},
         **(judge.real_by_class(labels) if config.knows_classes else {}),
@@ -132,3 +149,14 @@ def evaluate_fashion(
     }
     write_json(folder / "evaluation.json", results)
     return results
+
+
+def until_kept(paint: "partial[Tensor]", ways: FashionWays, below: int | float, device: torch.device) -> PaintUntilKept:
+    """`paint`, but what classifiers, and the discriminator if there is one, reject is painted again."""
+    by = [load_classifier(one, device) for one in ways.reject_by]
+    if ways.discriminator is None:
+        return PaintUntilKept(paint, by, device, below)
+    discriminator = load_discriminator(ways.discriminator, by, device)
+    if discriminator.painter != fingerprint(paint.args[0]):
+        print(f"note: {ways.discriminator} learned from pictures of another network", file=sys.stderr)
+    return PaintUntilKept(paint, by, device, below, discriminator, ways.discriminator_cap or CAP, TRIES)

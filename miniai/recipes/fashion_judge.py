@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from miniai.base.seeds import make_generator
 from miniai.evaluate.cache import FeatureKey, cached_features, fingerprint
 from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNet
@@ -74,18 +75,22 @@ def spread(length: int, n: int) -> Int64[Tensor, " m"]:
     return torch.linspace(0, length - 1, min(n, length)).long()
 
 
-class PaintUntilClear:
+class PaintUntilKept:
     """`paint`, but what classifiers take to be of the class asked for with a probability below `below` is painted
     again, from other noise: rejection by a classifier (Razavi et al. 2019, arXiv 1906.00446, section 3.3). Theirs is
-    the mean over all of them, and over each picture as it is and mirrored: the better they know, the fewer pictures
-    that are only unusual are lost.
+    `clearness`: the better they know, the fewer pictures that are only unusual are lost.
+
+    With a `discriminator`, which says how much likelier each picture is among real ones, a clear picture is kept with
+    the chance ratio / `cap`, at most 1 (Azadi et al. 2019, arXiv 1810.06758): what is painted, or kept by the
+    classifiers, too often becomes as rare as it is. The higher the cap, the nearer to that, and the more is painted.
 
     After `tries` the clearest of them is kept. `n_painted` counts all that was painted. Picture i's try k is drawn from
-    a seed that is k * `SEEDS_OF_A_TRY` above the call's, and its place among those that were still to be painted.
+    a seed that is k * `SEEDS_OF_A_TRY` above the call's, and its place among those still to be painted; chance is,
+    too.
 
     >>> bright = lambda images: torch.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1) * 100
     >>> by_seed = lambda labels, seed: torch.full((1, 1, 9, 9), seed - 0.5)
-    >>> paint = PaintUntilClear(by_seed, [bright], torch.device("cpu"))
+    >>> paint = PaintUntilKept(by_seed, [bright], torch.device("cpu"))
     >>> float(paint(torch.tensor([0]), seed=0).mean()) > 0, paint.n_painted
     (True, 2)
     """
@@ -96,32 +101,52 @@ class PaintUntilClear:
         classifiers: Sequence[Callable[[Tensor], Tensor]],
         device: torch.device,
         below: int | float = 0.5,
+        discriminator: Callable[[Tensor], Tensor] | None = None,
+        cap: int | float = 2.0,
         tries: int = 10,
     ) -> None:
         self.paint, self.classifiers, self.device = paint, classifiers, device
-        self.below, self.tries, self.n_painted = below, tries, 0
+        self.below, self.discriminator, self.cap, self.tries = below, discriminator, cap, tries
+        self.n_painted = 0
 
     def __call__(self, labels: Int64[Tensor, " n"], *, seed: int, **options: Any) -> Float[Tensor, "n 1 h w"]:
-        kept, clear = self._try(labels, seed, options)
+        kept, clear, good = self._try(labels, seed, options)
         kept = kept.clone()
         for number in range(1, self.tries):
-            again = (clear < self.below).nonzero()[:, 0]
+            again = (~good).nonzero()[:, 0]
             if len(again) == 0:
                 break
-            others, how_clear = self._try(labels[again], seed + number * SEEDS_OF_A_TRY, options)
-            better = how_clear > clear[again]
+            others, how_clear, are_good = self._try(labels[again], seed + number * SEEDS_OF_A_TRY, options)
+            better = are_good | (how_clear > clear[again])
             kept[again[better]], clear[again[better]] = others[better], how_clear[better]
+            good[again] = are_good
         return kept
 
     def _try(
         self, labels: Int64[Tensor, " n"], seed: int, options: dict[str, Any]
-    ) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, " n"]]:
-        """Pictures, and with what probability each is of its class."""
+    ) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Pictures, with what probability each is of its class, and whether it is to be kept."""
         painted = self.paint(labels, seed=seed, **options)
         self.n_painted += len(labels)
-        ways = (painted, painted.flip(3))
-        views = [class_logits(one, way, self.device).float().softmax(1) for one in self.classifiers for way in ways]
-        return painted, torch.stack(views).mean(0).gather(1, labels[:, None])[:, 0]
+        clear = clearness(self.classifiers, painted, labels, self.device)
+        good = clear >= self.below
+        if self.discriminator is not None:
+            chance = torch.rand(len(labels), generator=make_generator(seed, 0), dtype=torch.float64)
+            good &= chance * self.cap < self.discriminator(painted)
+        return painted, clear, good
+
+
+def clearness(
+    classifiers: Sequence[Callable[[Tensor], Tensor]],
+    images: Float[Tensor, "n 1 h w"],
+    labels: Int64[Tensor, " n"],
+    device: torch.device,
+) -> Float[Tensor, " n"]:
+    """With what probability each picture is of its class: the mean over classifiers, and over it and its mirror
+    image."""
+    ways = (images, images.flip(3))
+    views = [class_logits(one, way, device).float().softmax(1) for one in classifiers for way in ways]
+    return torch.stack(views).mean(0).gather(1, labels[:, None])[:, 0]
 
 
 @torch.no_grad()

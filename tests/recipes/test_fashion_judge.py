@@ -16,7 +16,7 @@ from miniai.evaluate.fid import fid
 from miniai.nn.resnet import ResNetConfig
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, load_classifier, train_fashion_classifier
 from miniai.recipes.fashion_diffusion import train_fashion_diffusion
-from miniai.recipes.fashion_judge import SEEDS_OF_A_TRY, Judge, PaintUntilClear, class_logits, features, named
+from miniai.recipes.fashion_judge import SEEDS_OF_A_TRY, Judge, PaintUntilKept, class_logits, features, named
 from miniai.recipes.fashion_painting import load_fashion_diffusion, paint
 
 
@@ -41,7 +41,7 @@ def logit_of_brightness(images: Tensor) -> Tensor:
 def test_what_is_not_clear_is_painted_again_and_the_clearest_is_kept() -> None:
     tries = [[1.0, -3.0, -2.0], [9.0, 8.0, -1.0], [9.0, 9.0, -1.5]]
     painter = Painter(tries)
-    until = PaintUntilClear(painter, [logit_of_brightness], CPU, below=0.2, tries=3)
+    until = PaintUntilKept(painter, [logit_of_brightness], CPU, below=0.2, tries=3)
     kept = until(torch.tensor([0, 1, 2]), seed=5, churn=1.0)
     assert kept[:, 0, 0, 0].tolist() == [1.0, 8.0, -1.0]  # clear at once; at the second try; never, but at its best
     assert painter.asked == [
@@ -51,7 +51,7 @@ def test_what_is_not_clear_is_painted_again_and_the_clearest_is_kept() -> None:
     ]
     assert until.n_painted == 6
     assert (
-        PaintUntilClear(Painter(tries), [logit_of_brightness], CPU, below=0.0)(torch.tensor([0, 1, 2]), seed=0).tolist()
+        PaintUntilKept(Painter(tries), [logit_of_brightness], CPU, below=0.0)(torch.tensor([0, 1, 2]), seed=0).tolist()
         == Painter(tries)(torch.tensor([0, 1, 2]), seed=0).tolist()
     )
 
@@ -72,7 +72,7 @@ def test_classifiers_and_mirror_images_count_alike() -> None:
         return one_side if seed < SEEDS_OF_A_TRY else torch.ones(1, 1, 8, 8)
 
     for below, n_painted in ((0.24, 1), (0.26, 2), (0.49, 2), (0.51, 10)):
-        until = PaintUntilClear(paint, [left, none], CPU, below)
+        until = PaintUntilKept(paint, [left, none], CPU, below)
         until(torch.tensor([0]), seed=0)
         assert until.n_painted == n_painted
 
