@@ -7,10 +7,12 @@ import torch
 
 from miniai.base.seeds import make_generator
 from miniai.diffusion.discriminative import DiscriminativeObjective
+from miniai.evaluate.cache import fingerprint
 from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_classifier import accuracy, load_classifier
 from miniai.recipes.fashion_diffusion import FashionObjective
-from miniai.recipes.fashion_judge import named
+from miniai.recipes.fashion_discriminator import load_discriminator
+from miniai.recipes.fashion_judge import clearness, named
 from miniai.recipes.fashion_painting import load_fashion_diffusion, load_guide, paint, to_patches
 from miniai.train.fashion_mnist import load_fashion_mnist
 
@@ -45,3 +47,15 @@ def test_the_judge_reads_painted_clothes_as_they_were_asked_for() -> None:
     guide = load_guide(WEIGHTS / "fashion-guide", config, CPU)
     painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=12, guide=guide)
     assert (named(classifier, painted, CPU) == labels).float().mean() >= 0.7  # 0.1 by chance; 0.87 of 2,048 in 20 steps
+
+
+def test_the_discriminator_finds_real_clothes_likelier_than_painted_ones() -> None:
+    by = [load_classifier(WEIGHTS / name, CPU) for name in ("fashion-classifier", "fashion-classifier-wide")]
+    ratio = load_discriminator(WEIGHTS / "fashion-discriminator", by, CPU)
+    network, config = load_fashion_diffusion(WEIGHTS / "fashion-refined", CPU)
+    assert ratio.painter == fingerprint(network)
+    labels = torch.arange(30) % 10
+    painted = paint(network, config, labels, seed=0, sampler="lms", n_steps=20)
+    clear = painted[clearness(by, painted, labels, CPU) >= 0.5]
+    real = load_fashion_mnist("test", DATA).scaled(PADDING)
+    assert ratio(real).log().mean() - ratio(clear).log().mean() > 0.1  # 0.4 for 60
