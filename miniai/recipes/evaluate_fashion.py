@@ -26,12 +26,11 @@ from miniai.recipes.fashion import as_sheet
 from miniai.recipes.fashion_classifier import load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, FashionDiffusionConfig
 from miniai.recipes.fashion_discriminator import load_discriminator
-from miniai.recipes.fashion_judge import Judge, PaintUntilKept
+from miniai.recipes.fashion_judge import CAP, Judge, PaintUntilKept
 from miniai.recipes.fashion_latent import load_painter
 from miniai.recipes.fashion_painting import GUIDE_SCALE, ladder_for, load_guide
 
 REJECT_BELOW = 0.5  # unless another probability is asked for
-CAP = 2.0  # of a discriminator's ratio, unless another one is asked for
 TRIES = 20  # with a discriminator, which may keep one of ten
 
 
@@ -121,9 +120,9 @@ def evaluate_fashion(
     judge = Judge(classifier, data, place)
     labels = torch.arange(n) % N_CLASSES
     options = ways.options(config, place)
-    paint: Callable[..., Tensor] = (
-        painter if ways.reject_below is None else until_kept(painter, ways, ways.reject_below, place)
-    )
+    paint: Callable[..., Tensor] = painter
+    if ways.reject_below is not None:
+        paint = until_kept(painter, ways, ways.reject_below, place)
     folder = out or model
     make_folder(folder)
     each: list[dict[str, float]] = []

@@ -28,7 +28,7 @@ from miniai.nn.resnet import ResNet
 from miniai.recipes.fashion import CONFIG, PADDING, check_above_0, keep_config, load_both
 from miniai.recipes.fashion_classifier import load_classifier
 from miniai.recipes.fashion_diffusion_config import N_CLASSES
-from miniai.recipes.fashion_judge import clearness, features, spread
+from miniai.recipes.fashion_judge import CAP, clearness, features, spread
 from miniai.recipes.fashion_latent import load_painter
 from miniai.recipes.generate_request import MAX_GUIDANCE_SCALE, MAX_STEPS, check_ranges
 from miniai.train.distributed import n_launched
@@ -55,7 +55,7 @@ class FashionDiscriminatorConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorPlan:
-    """What a folder keeps: the numbers, and the fingerprints of the classifiers and of the painter's config."""
+    """What a folder keeps: the numbers, and the fingerprints of the painter's and the classifiers' weights."""
 
     numbers: FashionDiscriminatorConfig
     painter: str
@@ -87,11 +87,10 @@ def train_fashion_discriminator(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Train in `out`, which keeps the painted pictures, too, and return what `out/results.json` then says: `pictures`
-    painted, and of them the share `clear`; and, as the ratio would keep them if each were kept that has a ratio of 2,
-    the share `kept` of these.
+    painted, the share `clear` of them, and the share of these that would be `kept` at the usual cap.
 
     Raises UserError if a number is not possible, a folder holds no finished training, the painter is told no classes,
-    the data is not there, or `out` is in use.
+    a classifier is named twice, the data is not there, or `out` is in use.
     """
     if n_launched() > 1:
         raise UserError("fashion-discriminator runs in one process: leave the launcher out")
@@ -102,10 +101,13 @@ def train_fashion_discriminator(
     if not own.knows_classes:
         raise UserError(f"{painter} is told no classes, which the classifiers could look for")
     classifiers = [load_classifier(one, place) for one in by]
+    prints = tuple(fingerprint(one) for one in classifiers)
+    if len(set(prints)) < len(prints):
+        raise UserError("--by names a classifier twice: once is enough")
     train, _ = load_both(data)
     if (out / CONFIG).exists():
         raise UserError(f"{out} holds another training: choose another folder")
-    plan = DiscriminatorPlan(config, fingerprint(paint.args[0]), tuple(fingerprint(one) for one in classifiers))
+    plan = DiscriminatorPlan(config, fingerprint(paint.args[0]), prints)
     keep_config(out, plan, resume, PLAN)
     labels = torch.arange(config.pictures) % N_CLASSES
     ways = {"sampler": config.sampler, "n_steps": config.n_steps, "guidance_scale": config.guidance_scale}
@@ -131,7 +133,7 @@ def learn(
     others = seen(classifiers, painted[clear], device)
     ratio = fit_density_ratio(seen(classifiers, real, device), others, config.ridge)
     write_weights(out / WEIGHTS, ratio.tensors())
-    kept = float((ratio(others) / 2).clamp(max=1).mean())
+    kept = float((ratio(others) / CAP).clamp(max=1).mean())
     results = {"pictures": len(painted), "clear": float(clear.float().mean()), "kept": kept}
     write_json(out / RESULTS, results | {"plan": read_json(out / PLAN)})
     return results

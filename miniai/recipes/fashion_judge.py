@@ -19,6 +19,7 @@ from miniai.train.fashion_mnist import LabelledImages
 
 FEATURES = "features"  # folder beside the classifier's weights
 SEEDS_OF_A_TRY = 1_000_000_000  # apart
+CAP = 2.0  # of a discriminator's ratio, unless another one is asked for
 
 
 class Judge:
@@ -102,7 +103,7 @@ class PaintUntilKept:
         device: torch.device,
         below: int | float = 0.5,
         discriminator: Callable[[Tensor], Tensor] | None = None,
-        cap: int | float = 2.0,
+        cap: int | float = CAP,
         tries: int = 10,
     ) -> None:
         self.paint, self.classifiers, self.device = paint, classifiers, device

@@ -26,7 +26,6 @@ from miniai.recipes.fashion_discriminator import (
     SEEDS_OF_ONE,
     FashionDiscriminatorConfig,
     load_discriminator,
-    seen,
     train_fashion_discriminator,
 )
 from miniai.recipes.fashion_judge import PaintUntilKept, clearness
@@ -108,9 +107,14 @@ def test_it_is_fitted_to_clear_painted_pictures_and_as_many_real_ones(folder: Pa
     assert 0 < int(clear.sum()) < 90
     train = load_fashion_mnist("train", DATA).scaled(2)
     real = train[torch.linspace(0, len(train) - 1, 90).long()]
-    expected = fit_density_ratio(seen(by, real, CPU), seen(by, painted[clear], CPU), 1)
+
+    def seen(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([one.features(images[:, :, 2:-2, 2:-2]) for one in by], 1)
+
+    expected = fit_density_ratio(seen(real), seen(painted[clear]), 1)
     loaded = load_discriminator(folder / "discriminator", by[::-1], CPU)
-    assert torch.allclose(loaded(real), expected(seen(by, real, CPU)), rtol=1e-3)
+    assert torch.allclose(loaded(real), expected(seen(real)), rtol=1e-3)
     assert loaded(real).log().mean() > 0.1
     assert loaded(painted[clear]).log().mean() < -0.1
     results = json.loads((folder / "discriminator" / "results.json").read_text())
@@ -185,6 +189,7 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path, capsys: pytest.
         (training(folder, out, "--guidance-scale", "-1"), "--guidance-scale -1.0 is out of range"),
         (training(folder, out, "--seed", "9"), "--seed 9 is out of range"),
         (training(folder, out, "--sampler", "best"), "best"),
+        (training(folder, out, "--by", str(folder / "one")), "names a classifier twice"),
         (training(folder, folder / "one"), "holds another training"),
         (evaluating(folder, out, "--discriminator-cap", "3"), "name a folder there"),
         (evaluating(folder, out, "--discriminator", d, "--discriminator-cap", "0.5"), "is out of range"),
