@@ -70,7 +70,9 @@ def fashion(
     ] = None,
     discriminator_cap: Annotated[
         float | None,
-        typer.Option(help="How much likelier real than painted is always kept, 1 to 100.", show_default="2"),
+        typer.Option(
+            help="How much likelier among real ones a picture must be to be kept always, 1 to 100.", show_default="2"
+        ),
     ] = None,
     seed: FirstSeed = 0,
     draws: Annotated[int, typer.Option(help="How often to paint --n pictures; figures are means over the draws.")] = 1,
