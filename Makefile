@@ -19,8 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt miniai/__init__.py
 	$(PIP) --editable .
 	@touch $@
 
+# Without byte code ahead of time, of which the tests' packages have 20,000 files: Python writes what it imports.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) --no-compile --editable '.[dev]'
 	@touch $@
 
 generate: $(VENV)/.installed

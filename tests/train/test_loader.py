@@ -127,7 +127,7 @@ def test_workers_started_by_spawn_give_the_same_batches_in_the_same_order() -> N
     state = torch.get_rng_state()
     unfinished = with_workers.batches(5)
     next(unfinished)  # an epoch that is cancelled does not leak into the next
-    for epoch, start in ((0, 0), (1, 0), (1, 4)):
+    for epoch, start in ((0, 0), (1, 4)):
         theirs, ours = list(with_workers.batches(epoch, start)), list(alone.batches(epoch, start))
         assert len(theirs) == len(ours) == 6 - start
         for one, other in zip(theirs, ours, strict=True):
