@@ -140,11 +140,11 @@ def test_the_vae_goes_on_too_if_the_stages_name_it(data: Path, trained: Path, tm
 def test_a_traced_training_has_the_losses_of_one_that_is_not(data: Path, trained: Path, tmp_path: Path) -> None:
     stages = ("latents", "unet")
     train_text_to_image(data, tmp_path / "plain", steps=3, init=trained / "model", stages=stages, device="cpu")
-    # In a process of its own: torch.compile cannot read functions whose shapes the tests check at every call. What is
-    # traced runs as it is: PyTorch's part after that takes half a minute more; the clothes' painter is tested with it.
+    # In a process of its own: torch.compile cannot read functions whose shapes the tests check at every call. Without
+    # the C++ of "inductor", which takes a minute: that is PyTorch's part.
     call = "import sys, pathlib; from miniai.recipes.text_to_image import train_text_to_image as train; "
     call += "train(*map(pathlib.Path, sys.argv[1:3]), init=pathlib.Path(sys.argv[3]), steps=3, "
-    call += "stages=('latents', 'unet'), device='cpu', compiler='eager')"
+    call += "stages=('latents', 'unet'), device='cpu', compiler='aot_eager')"
     subprocess.run([sys.executable, "-c", call, data, tmp_path / "traced", trained / "model"], check=True)
     losses = [
         json.loads((tmp_path / name / "stages" / "unet" / "done.json").read_text())["loss"]
