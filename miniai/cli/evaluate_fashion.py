@@ -103,6 +103,34 @@ def fashion(
         typer.echo(f"{of_real} {found['fid_of_real_by_class']:.3f}")
 
 
+@app.command("fashion-classifier")
+def fashion_classifier(
+    classifier: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of a training of fashion-classifier; several, repeated, are also judged together.",
+            metavar="<path>",
+        ),
+    ],
+    data: FashionData = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for figures and a sheet of mistakes.", show_default="only printed")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Count how many test pictures classifiers name right: each alone, and by the mean of their log-probabilities."""
+    from miniai.recipes.evaluate_classifier import evaluate_classifiers
+
+    found = evaluate_classifiers(classifier, data=data, out=out, device=device)
+    typer.echo("| classifier | right | with mirror images | cross-entropy |\n| --- | ---: | ---: | ---: |")
+    for one in found:
+        right, both = (f"{100 * one[name]:.2f} %" for name in ("accuracy", "accuracy_with_mirror_images"))
+        typer.echo(f"| {one['classifier']} | {right} | {both} | {one['cross_entropy']:.3f} |")
+    shares = {name: share for name, share in found[-1]["by_class"].items() if share is not None}
+    least = min(shares, key=lambda name: shares[name])
+    typer.echo(f"least often right: {least}, {100 * shares[least]:.1f} %")
+
+
 @app.command("fashion-steps")
 def fashion_steps(
     model: Painter,

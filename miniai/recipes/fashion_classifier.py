@@ -184,9 +184,10 @@ def train_fashion_classifier(
         )
         measure_norms(model, pictures[:: max(1, len(pictures) // 8192)], place)
         save_model(model, out)
-    results = {"epochs": epochs, **run.record(), **accuracy(model, test, place)}
+    said = log_probabilities(model, test.scaled(), place)
+    results = {"epochs": epochs, **run.record(), **accuracy(said, test.labels)}
     if is_first():
-        save_png(out / "mistakes.png", mistakes(model, test, place))
+        save_png(out / "mistakes.png", mistakes(said[0], test))
         write_json(out / "results.json", results)
     return results
 
@@ -201,22 +202,26 @@ def measure_norms(model: nn.Module, images: Float[Tensor, "n 1 h w"], device: to
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, test: LabelledImages, device: torch.device) -> dict[str, float]:
-    """The share of `test` that is named right: as the pictures are, and by the mean over each and its mirror image."""
-    plain, both = 0, 0
-    for images, labels in zip(test.scaled().split(BATCH), test.labels.split(BATCH), strict=True):
-        logits, mirrored = (model(view(images.to(device))).cpu() for view in (as_it_is, flipped))
-        plain += int((logits.argmax(1) == labels).sum())
-        both += int(((logits + mirrored).argmax(1) == labels).sum())
-    return {"accuracy": plain / len(test), "accuracy_with_mirror_images": both / len(test)}
+def log_probabilities(
+    model: nn.Module, images: Float[Tensor, "n 1 h w"], device: torch.device
+) -> Float[Tensor, "2 n n_classes"]:
+    """What a trained network says of each picture, and of its mirror image, on the CPU."""
+    views = []
+    for view in (as_it_is, flipped):
+        views.append(torch.cat([model(view(part.to(device))).log_softmax(1).cpu() for part in images.split(BATCH)]))
+    return torch.stack(views)
 
 
-@torch.no_grad()
-def mistakes(model: nn.Module, test: LabelledImages, device: torch.device, n: int = 40) -> Image.Image:
-    """The pictures of `test` that are named wrong, the surest first: below each, what it is taken for and what it is.
-    Where there are fewer than `n`, those named right with the least confidence follow."""
-    parts = [model(images.to(device)).softmax(1).cpu() for images in test.scaled().split(BATCH)]
-    sure, named = torch.cat(parts).max(dim=1)
+def accuracy(said: Float[Tensor, "2 n n_classes"], labels: Int64[Tensor, " n"]) -> dict[str, float]:
+    """The share that is named right: as the pictures are, and by the mean over each and its mirror image."""
+    plain, both = ((one.argmax(1) == labels).double().mean().item() for one in (said[0], said.mean(dim=0)))
+    return {"accuracy": plain, "accuracy_with_mirror_images": both}
+
+
+def mistakes(said: Float[Tensor, "n n_classes"], test: LabelledImages, n: int = 40) -> Image.Image:
+    """The pictures of `test` that log-probabilities name wrong, the surest first: below each, what it is taken for and
+    what it is. Where there are fewer than `n`, those named right with the least confidence follow."""
+    sure, named = said.exp().max(dim=1)
     order = torch.where(named == test.labels, -sure, sure).argsort(descending=True)[:n]
     pictures = as_pictures(test.scaled()[order])
     names = []

@@ -9,7 +9,7 @@ from miniai.base.seeds import make_generator
 from miniai.diffusion.discriminative import DiscriminativeObjective
 from miniai.evaluate.cache import fingerprint
 from miniai.recipes.fashion import PADDING
-from miniai.recipes.fashion_classifier import accuracy, load_classifier
+from miniai.recipes.fashion_classifier import accuracy, load_classifier, log_probabilities
 from miniai.recipes.fashion_diffusion import FashionObjective
 from miniai.recipes.fashion_discriminator import load_discriminator
 from miniai.recipes.fashion_judge import clearness, named
@@ -36,8 +36,9 @@ def test_the_refined_painter_finds_real_clothes_likelier_than_the_one_it_was_doe
 
 @pytest.mark.parametrize("name", ["fashion-classifier", "fashion-classifier-wide", "fashion-judge"])
 def test_each_classifier_names_real_clothes(name: str) -> None:
-    classifier = load_classifier(WEIGHTS / name, CPU)
-    assert accuracy(classifier, load_fashion_mnist("test", DATA), CPU)["accuracy"] > 0.9
+    test = load_fashion_mnist("test", DATA)
+    said = log_probabilities(load_classifier(WEIGHTS / name, CPU), test.scaled(), CPU)
+    assert accuracy(said, test.labels)["accuracy"] > 0.9
 
 
 def test_the_judge_reads_painted_clothes_as_they_were_asked_for() -> None:

@@ -17,6 +17,7 @@ from miniai.recipes.fashion_classifier import (
     Strength,
     accuracy,
     load_classifier,
+    log_probabilities,
     train_fashion_classifier,
 )
 from miniai.train.augment import RandomFlip, item_generators
@@ -35,7 +36,7 @@ def test_a_few_epochs_on_a_few_pictures_beat_chance_by_far(tmp_path: Path) -> No
     assert results["accuracy"] > 0.45  # chance is 0.1
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     model, test = load_classifier(tmp_path / "run", CPU), load_fashion_mnist("test", DATA)
-    assert accuracy(model, test, CPU)["accuracy"] == results["accuracy"]
+    assert accuracy(log_probabilities(model, test.scaled(), CPU), test.labels)["accuracy"] == results["accuracy"]
     assert model.features(test.scaled()[:3]).shape == (3, 32)
     logits = model(test.scaled())
     assert results["accuracy"] == (logits.argmax(1) == test.labels).double().mean().item()
