@@ -1,5 +1,7 @@
 """A training step of the shipped U-Net: ours beside Diffusers' with the same weights, optimizer and batch, in turn.
 
+In bfloat16 too, where the CPU has units for it.
+
 python benchmarks/unet_step.py
 """
 
@@ -8,12 +10,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import diffusers
 import torch
 
 from miniai.base.configs import config_to_dict
+from miniai.base.device import training_dtype
 from miniai.nn.unet import UNet2DConditionModel
+from miniai.nn.winograd import winograd
 from miniai.recipes.model_card import machine
 from miniai.recipes.text_to_image_config import SMALL
 from miniai.recipes.training import channels_last, initial_weights
@@ -30,13 +35,14 @@ def main(repeats: int = 7) -> None:
     x = torch.randn(BATCH, channels, side, side)
     t, text = torch.randint(0, 1000, (BATCH,)), torch.randn(BATCH, TOKENS, SMALL.unet.cross_attention_dim)
 
-    def step(model: torch.nn.Module, bf16: bool, nhwc: bool) -> Callable[[], float]:
+    def step(model: torch.nn.Module, bf16: bool, nhwc: bool, fewer_products: bool = False) -> Callable[[], float]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         latents = x.contiguous(memory_format=torch.channels_last) if nhwc else x
 
         def run() -> float:
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            way = winograd(model) if fewer_products else nullcontext()
+            with way, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 out = model(latents, t, text)
             out = out if isinstance(out, torch.Tensor) else out.sample
             (out.float() - x).square().mean().backward()
@@ -48,15 +54,21 @@ def main(repeats: int = 7) -> None:
 
     plain = diffusers.UNet2DConditionModel(**config_to_dict(SMALL.unet))
     plain.load_state_dict(ours.state_dict())
-    compiled = channels_last(copy.deepcopy(ours))
-    compiled.compile()
     rows = {
         "Diffusers, float32": step(plain, bf16=False, nhwc=False),
-        "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
         "miniai, float32, channels last": step(channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True),
-        "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
-        "miniai, the same, compiled (`--compile`)": step(compiled, bf16=True, nhwc=True),
+        "miniai, the same, convolutions by Winograd's way": step(
+            channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True, fewer_products=True
+        ),
     }
+    if training_dtype(torch.device("cpu")) == torch.bfloat16:
+        compiled = channels_last(copy.deepcopy(ours))
+        compiled.compile()
+        rows |= {
+            "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
+            "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
+            "miniai, the same, compiled (`--compile`)": step(compiled, bf16=True, nhwc=True),
+        }
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats + 1):
         for name, run in rows.items():

@@ -1,14 +1,18 @@
-"""Which weights a stage's optimizer trains, and how."""
+"""Which weights a stage's optimizer trains, and how; and by which convolutions."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_model import tiny_pipeline
 
+from miniai.nn.winograd import WinogradConv2d
 from miniai.recipes.text_to_image_config import TINY
-from miniai.recipes.training import make_optimizer
+from miniai.recipes.training import StageRun, make_optimizer, run_stage
 from miniai.recipes.unet_stage import TextToImageModel
+from miniai.train.data import TensorDataset
 
 
 @pytest.fixture
@@ -51,3 +55,16 @@ def test_muon_steps_are_as_large_as_adamws(model: TextToImageModel) -> None:
         optimizer.step()
         step = (weight.detach() - before).square().mean().sqrt()
         assert step == pytest.approx(expected, rel=0.2)
+
+
+def test_a_stage_trains_by_winograds_way_and_leaves_plain_layers(tmp_path: Path) -> None:
+    model, seen = torch.nn.Conv2d(2, 2, 3, padding=1), set()
+
+    def objective(model: torch.nn.Module, batch: tuple[torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+        seen.add(type(model))
+        return {"loss": (model(batch[0]) - batch[0]).square().mean()}
+
+    run = StageRun("convolution", tmp_path, torch.device("cpu"), None, 3)
+    run_stage(run, TINY.unet_stage, model, TensorDataset((torch.randn(8, 2, 4, 4),)), objective, seed=0)
+    assert seen == {WinogradConv2d}
+    assert type(model) is torch.nn.Conv2d

@@ -1,0 +1,163 @@
+"""3×3 convolutions with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2016), for training in float32 on
+CPUs.
+
+F(4×4, 3×3): a tile of 6×6 numbers has 4×4 answers. Small matrices (B, G and A in Lavin & Gray, section 4.3) carry
+tiles, kernels and answers into a space of 36 places, and there the convolution is one product of matrices, over
+channels, at each place: 36 multiplications for 16 answers, where there were 144. Gradients go the same way back, by the
+transposed matrices. Carrying takes passes over memory, so it pays for many channels on few pixels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Matrix = tuple[tuple[int | float, ...], ...]
+TILE, WINDOW, PLACES = 4, 6, 36
+# Lavin & Gray 2016, section 4.3: by the points 0, 1, -1, 2, -2 and infinity.
+_B_T = (
+    *((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0)),
+    *((0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1)),
+)
+_G = (
+    *((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6)),
+    *((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
+)
+_A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+_A, _B, _G_T = (tuple(zip(*matrix, strict=True)) for matrix in (_A_T, _B_T, _G))
+CARRYING = 150  # what carrying a number there and back costs, in multiplications of a matrix product, as measured
+AT_A_TIME = 1_500_000  # numbers that are carried at a time: what the cache of a core holds
+
+
+def winograd_conv2d(
+    x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, "b d h w"]:
+    """`F.conv2d(x, weight, bias, padding=1)`, up to rounding: in float32 its error is some 1e-6 of the answers, ten
+    times as large. In channels-last order. Gradients can be had once, not of gradients.
+
+    >>> x, weight = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
+    >>> torch.allclose(winograd_conv2d(x, weight), F.conv2d(x, weight, padding=1), atol=1e-4)
+    True
+    """
+    answers = _Winograd.apply(x, weight)
+    return answers if bias is None else answers + bias[:, None, None]
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "b d h w"]:
+        b, c, h, w = x.shape
+        d, rows, columns = len(weight), -(-h // TILE), -(-w // TILE)
+        kernel = _carry(_G, weight.permute(2, 3, 1, 0)).view(PLACES, c, d)
+        answers = x.new_empty(b, h, w, d)
+        carried = []
+        for part, out in zip(*_parts(rows * columns * max(c, d), x.permute(0, 2, 3, 1), answers), strict=True):
+            edges = (0, 0, 1, TILE * columns + 1 - w, 1, TILE * rows + 1 - h)
+            tiles = F.pad(part, edges).unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE).permute(4, 5, 0, 1, 2, 3)
+            inside = _carry(_B_T, tiles).view(PLACES, len(out) * rows * columns, c)
+            tiles = _carry(_A_T, torch.bmm(inside, kernel).view(WINDOW, WINDOW, len(out), rows, columns, d))
+            if ctx.needs_input_grad[1]:
+                carried.append(inside)
+            out.copy_(tiles.permute(2, 3, 0, 4, 1, 5).reshape(len(out), TILE * rows, TILE * columns, d)[:, :h, :w])
+        ctx.save_for_backward(kernel, *carried)
+        ctx.sizes = (x.shape, d, rows, columns)
+        return answers.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "b d h w"]) -> tuple[Tensor | None, Tensor | None]:
+        kernel, *carried = ctx.saved_tensors
+        (b, c, h, w), d, rows, columns = ctx.sizes
+        back = kernel.transpose(1, 2).contiguous()
+        of_x, of_kernel = grad.new_empty(b, h, w, c), torch.zeros_like(kernel)
+        parts = _parts(rows * columns * max(c, d), grad.permute(0, 2, 3, 1), of_x)
+        for i, (part, out) in enumerate(zip(*parts, strict=True)):
+            tiles = F.pad(part, (0, 0, 0, TILE * columns - w, 0, TILE * rows - h))
+            tiles = tiles.reshape(len(out), rows, TILE, columns, TILE, d).permute(2, 4, 0, 1, 3, 5)
+            answers = _carry(_A, tiles).view(PLACES, len(out) * rows * columns, d)
+            if ctx.needs_input_grad[1]:
+                of_kernel.baddbmm_(carried[i].transpose(1, 2), answers)
+            if ctx.needs_input_grad[0]:
+                windows = torch.bmm(answers, back).view(WINDOW, WINDOW, len(out), rows, columns, c)
+                windows = _carry(_B, windows).permute(2, 3, 0, 4, 1, 5)
+                out.copy_(_overlapped(windows)[:, 1 : h + 1, 1 : w + 1])
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = _carry(_G_T, of_kernel.view(WINDOW, WINDOW, c, d)).permute(3, 2, 0, 1)
+        return of_x.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None, of_weight
+
+
+def _parts(numbers: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each tensor in parts of so many pictures that they take about AT_A_TIME numbers, of `numbers` × PLACES each."""
+    pictures = max(1, AT_A_TIME // (PLACES * numbers))
+    return [tensor.split(pictures) for tensor in tensors]
+
+
+def _carry(matrix: Matrix, x: Float[Tensor, "i j *rest"]) -> Float[Tensor, "k l *rest"]:
+    """`matrix` times x times `matrix` transposed, over the first two axes."""
+    by = x.new_tensor(matrix)
+    first = by @ x.reshape(len(x), x[0].numel())
+    return torch.matmul(by, first.view(len(by), x.shape[1], x[0, 0].numel())).view(len(by), len(by), *x.shape[2:])
+
+
+def _overlapped(windows: Float[Tensor, "b rows 6 columns 6 c"]) -> Float[Tensor, "b h w c"]:
+    """The sum of the windows, each in its place: the last two rows and columns of one lie on the first of the next."""
+    b, rows, _, columns, _, c = windows.shape
+    whole = windows.new_zeros(b, rows + 1, TILE, columns + 1, TILE, c)
+    rest = WINDOW - TILE
+    whole[:, :rows, :, :columns] += windows[:, :, :TILE, :, :TILE]
+    whole[:, 1:, :rest, :columns] += windows[:, :, TILE:, :, :TILE]
+    whole[:, :rows, :, 1:, :rest] += windows[:, :, :TILE, :, TILE:]
+    whole[:, 1:, :rest, 1:, :rest] += windows[:, :, TILE:, :, TILE:]
+    return whole.view(b, (rows + 1) * TILE, (columns + 1) * TILE, c)
+
+
+class WinogradConv2d(nn.Conv2d):
+    """`nn.Conv2d` of 3×3 with padding 1, which goes by `winograd_conv2d` wherever that is faster: see `winograd`."""
+
+    def pays(self, x: Float[Tensor, "*b c h w"]) -> bool:
+        """Whether it is faster for `x`: gradients are wanted (without, oneDNN's own kernels are as fast), on a CPU, in
+        float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return False
+        if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32 or x.ndim != 4:
+            return False
+        h, w = x.shape[-2:]
+        tiles, products = -(-h // TILE) * -(-w // TILE), self.in_channels * self.out_channels
+        by_tiles = PLACES * tiles * (products + CARRYING * (self.in_channels + self.out_channels))
+        return by_tiles < 9 * h * w * products
+
+    def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
+        return winograd_conv2d(x, self.weight, self.bias) if self.pays(x) else super().forward(x)
+
+
+@contextmanager
+def winograd(model: nn.Module) -> Iterator[None]:
+    """Within, the 3×3 convolutions inside `model` that go one pixel at a time and keep the picture's size train by
+    Winograd's way where it is faster; afterwards they are plain again. Weights and their names stay as they are.
+
+    >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
+    >>> with winograd(model):
+    ...     type(model[0]).__name__, model[0].pays(torch.zeros(8, 256, 8, 8)), model[0].pays(torch.zeros(8, 256, 1, 1))
+    ('WinogradConv2d', True, False)
+    >>> type(model[0]).__name__
+    'Conv2d'
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Conv2d and _fits(module)]
+    for layer in layers:
+        layer.__class__ = WinogradConv2d
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Conv2d
+
+
+def _fits(layer: nn.Conv2d) -> bool:
+    same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return same and layer.groups == 1 and layer.padding_mode == "zeros"
