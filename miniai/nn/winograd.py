@@ -121,7 +121,7 @@ class WinogradConv2d(nn.Conv2d):
     """`nn.Conv2d` of 3×3 with padding 1, which goes by `winograd_conv2d` wherever that is faster: see `winograd`."""
 
     def pays(self, x: Float[Tensor, "*b c h w"]) -> bool:
-        """Whether it is faster for `x`: gradients are wanted (without, oneDNN's own kernels are as fast), on a CPU, in
+        """Whether it is faster for `x`: gradients are wanted (painting has weights that are packed once), on a CPU, in
         float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
         if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return False

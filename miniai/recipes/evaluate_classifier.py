@@ -43,15 +43,15 @@ def evaluate_classifiers(
     test = load_fashion_mnist("test", data)
     if out is not None:
         make_folder(out)
-    said = {
-        str(folder): log_probabilities(network, test.scaled(), place)
-        for folder, network in zip(folders, networks, strict=True)
-    }
+    pictures = test.scaled()
+    said = [log_probabilities(network, pictures, place) for network in networks]
+    names = [str(folder) for folder in folders]
     if len(said) > 1:
-        said["together"] = torch.stack(list(said.values())).mean(dim=0).log_softmax(-1)
-    found = [{"classifier": name, **_figures(one, test.labels)} for name, one in said.items()]
+        said.append(torch.stack(said).mean(dim=0).log_softmax(-1))
+        names.append("together")
+    found = [{"classifier": name, **_figures(one, test.labels)} for name, one in zip(names, said, strict=True)]
     if out is not None:
-        save_png(out / MISTAKES, mistakes(list(said.values())[-1][0], test))
+        save_png(out / MISTAKES, mistakes(said[-1][0], test))
         write_json(out / RESULTS, found)
     return found
 

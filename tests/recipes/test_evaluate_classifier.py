@@ -31,9 +31,10 @@ def make_classifier(folder: Path, seed: int) -> ResNet:
 
 
 @torch.no_grad()
-def test_figures_are_those_of_each_network_and_of_their_mean(tmp_path: Path) -> None:
-    networks = [make_classifier(tmp_path / str(seed), seed) for seed in (1, 2)]
-    folders = [tmp_path / "1", tmp_path / "2"]
+def test_figures_are_those_of_each_network_and_of_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("1"), Path("together")]
+    networks = [make_classifier(folder, seed) for folder, seed in zip(folders, (1, 2), strict=True)]
     found = evaluate_classifiers(folders, data=DATA, out=tmp_path / "out", device="cpu")
     assert [one["classifier"] for one in found] == [*map(str, folders), "together"]
     test = load_fashion_mnist("test", DATA)
