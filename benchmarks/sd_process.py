@@ -1,10 +1,10 @@
-"""Stable Diffusion 1.5 at full size in processes of their own: ours beside Diffusers, bfloat16, on the CPU.
+"""Stable Diffusion 1.5 at full size in processes of their own: ours beside Diffusers, on the CPU.
 
-    python benchmarks/sd_process.py [--repeats 3] [--folder FOLDER]
+    python benchmarks/sd_process.py [--repeats 3] [--folder FOLDER] [--dtype float32]
 
 Start is the time from the start of the process to the first call of the U-Net, and to its end; memory is the whole
 process's peak, loading included, for one picture of 512 by 512 in 2 steps. Ours is `miniai generate`. The weights are
-random, in a folder that is written first (2.1 GB), and read once before anything is timed.
+random, in a folder that is written first (2.1 GB; in float32 4.3), and read once before anything is timed.
 """
 
 import argparse
@@ -38,13 +38,13 @@ SCHEDULER = {  # Stable Diffusion 1.5's
     "skip_prk_steps": True,
     "steps_offset": 1,
 }
-# Each paints a picture with the model in argv[1], into argv[2]; argv[3] is when the process was started.
+# Each paints a picture with the model in argv[1], into argv[2], in the dtype of argv[4]; argv[3] is when it started.
 OURS = """
 import sys, time
 from miniai.nn.unet import UNet2DConditionModel
 def paint():
     from miniai.cli import run
-    sys.exit(run(["generate", "a cat", "--model", sys.argv[1], "--dtype", "bfloat16", "--steps", "2",
+    sys.exit(run(["generate", "a cat", "--model", sys.argv[1], "--dtype", sys.argv[4], "--steps", "2",
                   "--guidance-scale", "7.5", "--seed", "0", "--out", sys.argv[2]]))
 """
 THEIRS = """
@@ -52,7 +52,8 @@ import sys, time
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 def paint():
-    pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16, safety_checker=None)
+    dtype = getattr(torch, sys.argv[4])
+    pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=dtype, safety_checker=None)
     pipe("a cat", num_inference_steps=2).images[0].save(sys.argv[2])
 """
 TO_FIRST_STEP = """
@@ -81,44 +82,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed starts of each, in turn")
     parser.add_argument("--folder", type=Path, help="a model folder, instead of a fresh one that is deleted again")
     parser.add_argument("--only", choices=["memory", "start"], help="one of the two tables")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     options = parser.parse_args(arguments)
-    print(f"{machine()}, bfloat16, 512×512\n")
+    print(f"{machine()}, {options.dtype}, 512×512\n")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or write_model(Path(scratch) / "model")
+        folder = options.folder or write_model(Path(scratch) / "model", getattr(torch, options.dtype))
         if options.only != "start":
             print("| process | peak memory, GB |\n| --- | ---: |")
             for name, program in PROGRAMS.items():
-                print(f"| {name} | {measured(program + PEAK, folder, scratch)[0] / 1e9:.2f} |", flush=True)
+                [peak] = measured(program + PEAK, folder, scratch, options.dtype)
+                print(f"| {name} | {peak / 1e9:.2f} |", flush=True)
             print()
         if options.only != "memory":
-            starts(folder, scratch, options.repeats)
+            starts(folder, scratch, options.repeats, options.dtype)
 
 
-def write_model(folder: Path) -> Path:
-    """A model of Stable Diffusion 1.5's size with random weights in bfloat16."""
+def write_model(folder: Path, dtype: torch.dtype) -> Path:
+    """A model of Stable Diffusion 1.5's size with random weights."""
     tokenizer = CLIPTokenizer.train(["a cat"], 600, 77)
     with initial_weights(0):
         parts = CLIPTextModel(CLIPTextConfig()), UNet2DConditionModel(UNetConfig()), AutoencoderKL(VAEConfig())
-    StableDiffusionPipeline(tokenizer, *parts, SCHEDULER).to(torch.bfloat16).save_pretrained(folder)
+    StableDiffusionPipeline(tokenizer, *parts, SCHEDULER).to(dtype).save_pretrained(folder)
     return folder
 
 
-def starts(folder: Path, scratch: str, repeats: int) -> None:
+def starts(folder: Path, scratch: str, repeats: int, dtype: str) -> None:
     """Print how long each takes from the start of its process; the first round only warms the files up."""
     runs: dict[str, list[list[float]]] = {name: [] for name in PROGRAMS}
     for _ in range(repeats + 1):
         for name, program in PROGRAMS.items():
-            runs[name].append(measured(program + TO_FIRST_STEP, folder, scratch))
+            runs[name].append(measured(program + TO_FIRST_STEP, folder, scratch, dtype))
     print(f"| start, median of {repeats} | first step reached, s | first step done, s |\n| --- | ---: | ---: |")
     for name, rounds in runs.items():
         reached, done = (statistics.median(times) for times in zip(*rounds[1:], strict=True))
         print(f"| {name} | {reached:.2f} | {done:.2f} |", flush=True)
 
 
-def measured(program: str, folder: Path, scratch: str) -> list[float]:
+def measured(program: str, folder: Path, scratch: str, dtype: str) -> list[float]:
     """Run a program in a process of its own and return the numbers that it prints."""
     out = os.path.join(scratch, "out.png")
-    command = [sys.executable, "-c", program, str(folder), out, str(time.time())]
+    command = [sys.executable, "-c", program, str(folder), out, str(time.time()), dtype]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("MEASURED")]
     if done.returncode != 0 or len(lines) != 1:

@@ -1,13 +1,13 @@
 """Stable Diffusion 1.5 at full size, 512 by 512 pixels, random weights: ours beside its peers, in turn.
 
     python benchmarks/sd_speed.py [--compiled] [--openvino] [--fast] [--only decode] [--device cuda]
-                                  [--half float16] [--tiny]
+                                  [--half float16] [--float32] [--tiny]
 
 A step is one call of the U-Net on one picture twice, with two texts, as guidance asks; a decode is the VAE's, of one
 picture. The first call of each is not among those timed: it has its own column, and with it what has to be done once,
-compiling with torch.compile, converting with OpenVINO. The error is that of the output against Diffusers' in float32,
-root mean square over the root mean square of the output. Memory and the time to start are measured by
-benchmarks/sd_process.py.
+compiling with torch.compile, converting with OpenVINO, making weights ready (once a picture: miniai/nn/painting.py).
+The error is that of the output against Diffusers' in float32, root mean square over the root mean square of the output.
+Memory and the time to start are measured by benchmarks/sd_process.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from miniai.base.configs import config_to_dict
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.packed import pack_weights
+from miniai.nn.painting import painting
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
 from miniai.recipes.model_card import machine
 from miniai.recipes.training import initial_weights
@@ -95,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--half", choices=["bfloat16", "float16"], help="of a GPU's two half precisions, this one alone"
     )
+    parser.add_argument(
+        "--float32", action="store_true", help="all in float32: for CPUs that have no units for bfloat16"
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -110,11 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task in tasks(options.tiny):
             if options.only not in (None, task.name):
                 continue
-            with initial_weights(0), torch.device(options.device):
-                rows = networks(task, options)
-            peer = PEER if options.half is None else f"Diffusers, {options.half}"
-            compare(task.name, rows, options.repeats, EXACT, peer)
-            del rows
+            peer = EXACT if options.float32 else PEER if options.half is None else f"Diffusers, {options.half}"
+            with ExitStack() as being_painted:
+                with initial_weights(0), torch.inference_mode(False), torch.device(options.device):
+                    rows = networks(task, options, being_painted)
+                compare(task.name, rows, options.repeats, EXACT, peer)
+                del rows
 
 
 def tasks(tiny: bool) -> list[Task]:
@@ -131,8 +137,8 @@ def tasks(tiny: bool) -> list[Task]:
     ]
 
 
-def networks(task: Task, options: argparse.Namespace) -> Rows:
-    """Each row a network with the same weights, ready to be called."""
+def networks(task: Task, options: argparse.Namespace, being_painted: ExitStack) -> Rows:
+    """Each row a network with the same weights, ready to be called until `being_painted` ends."""
     device = torch.device(options.device)
     reference = task.theirs(**config_to_dict(task.config)).eval()
     state = reference.state_dict()
@@ -162,7 +168,11 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
     add(EXACT, reference, torch.float32, plain)
     if options.compiled and options.half is None:
         add(EXACT, reference, torch.float32, plain, **graphs)
-    halves = ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
+    if options.float32:
+        network = ours(torch.float32)
+        being_painted.enter_context(painting(network))
+        add("miniai, float32", network, torch.float32, plain)
+    halves = () if options.float32 else ("bfloat16", "float16") if device.type == "cuda" else ("bfloat16",)
     for name in (options.half,) if options.half else halves:
         dtype = getattr(torch, name)
         add(f"Diffusers, {name}", theirs(dtype), dtype, plain)
@@ -172,19 +182,21 @@ def networks(task: Task, options: argparse.Namespace) -> Rows:
             add(f"Diffusers, {name}", theirs(dtype), dtype, best if device.type == "cuda" else plain, **graphs)
             add(f"miniai, {name}", ours(dtype), dtype, best, **graphs)
     if options.openvino:
-        rows["OpenVINO, bfloat16"] = with_openvino(task, task.call(reference))
+        name = "float32" if options.float32 else "bfloat16"
+        rows[f"OpenVINO, {name}"] = with_openvino(task, task.call(reference), name)
     return rows
 
 
-def with_openvino(task: Task, network: nn.Module) -> Callable[[], Tensor]:
-    """The network converted to OpenVINO at its first call, which computes it in bfloat16 on the CPU."""
+def with_openvino(task: Task, network: nn.Module, precision: str) -> Callable[[], Tensor]:
+    """The network converted to OpenVINO at its first call, which computes it in that precision on the CPU."""
     import openvino
 
     @functools.cache
     def compiled() -> Any:
         model = openvino.convert_model(network, example_input=task.inputs)
         model.reshape({port: list(x.shape) for port, x in zip(model.inputs, task.inputs, strict=True)})
-        hints = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+        hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         return openvino.compile_model(model, "CPU", hints)
 
     inputs = [x.contiguous().numpy() for x in task.inputs]

@@ -1,5 +1,5 @@
-"""3×3 convolutions with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2016), for training in float32 on
-CPUs.
+"""3×3 convolutions with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2016), in float32 on
+CPUs, for training and for painting.
 
 F(4×4, 3×3): a tile of 6×6 numbers has 4×4 answers. Small matrices (B, G and A in Lavin & Gray, section 4.3) carry
 tiles, kernels and answers into a space of 36 places, and there the convolution is one product of matrices, over
@@ -32,6 +32,7 @@ _A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1,
 _A, _B, _G_T = (tuple(zip(*matrix, strict=True)) for matrix in (_A_T, _B_T, _G))
 CARRYING = 150  # what carrying a number there and back costs, in multiplications of a matrix product, as measured
 AT_A_TIME = 1_500_000  # numbers that are carried at a time: what the cache of a core holds
+TILES_AT_A_TIME = 128  # but no fewer tiles without gradients: each time, the whole of the carried kernels is read
 
 
 def winograd_conv2d(
@@ -51,22 +52,18 @@ def winograd_conv2d(
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "b d h w"]:
-        b, c, h, w = x.shape
-        d, rows, columns = len(weight), -(-h // TILE), -(-w // TILE)
-        kernel = _carry(_G, weight.permute(2, 3, 1, 0)).view(PLACES, c, d)
-        answers = x.new_empty(b, h, w, d)
+        (_, c, h, w), d = x.shape, len(weight)
+        kernel, windows = carried_kernels(weight), _windows(x)
+        rows, columns = windows.shape[1:3]
+        answers = x.new_empty(len(x), rows, TILE, columns, TILE, d)
         carried = []
-        for part, out in zip(*_parts(rows * columns * max(c, d), x.permute(0, 2, 3, 1), answers), strict=True):
-            edges = (0, 0, 1, TILE * columns + 1 - w, 1, TILE * rows + 1 - h)
-            tiles = F.pad(part, edges).unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE).permute(4, 5, 0, 1, 2, 3)
-            inside = _carry(_B_T, tiles).view(PLACES, len(out) * rows * columns, c)
-            tiles = _carry(_A_T, torch.bmm(inside, kernel).view(WINDOW, WINDOW, len(out), rows, columns, d))
+        for part, out in zip(*_parts(rows * columns * max(c, d), windows, answers), strict=True):
+            inside = _answer(part, kernel, out)
             if ctx.needs_input_grad[1]:
                 carried.append(inside)
-            out.copy_(tiles.permute(2, 3, 0, 4, 1, 5).reshape(len(out), TILE * rows, TILE * columns, d)[:, :h, :w])
         ctx.save_for_backward(kernel, *carried)
         ctx.sizes = (x.shape, d, rows, columns)
-        return answers.permute(0, 3, 1, 2)
+        return _map(answers, h, w)
 
     @staticmethod
     @once_differentiable
@@ -90,6 +87,55 @@ class _Winograd(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = _carry(_G_T, of_kernel.view(WINDOW, WINDOW, c, d)).permute(3, 2, 0, 1)
         return of_x.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None, of_weight
+
+
+@torch.no_grad()
+def convolve(
+    x: Float[Tensor, "b c h w"], kernels: Float[Tensor, "36 c d"], bias: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, "b d h w"]:
+    """`winograd_conv2d(x, weight, bias)` without gradients, from `kernels`, which are `carried_kernels(weight)`."""
+    windows = _windows(x)
+    b, rows, columns = windows.shape[:3]
+    answers = x.new_empty(b, rows, TILE, columns, TILE, kernels.shape[2])
+    tiles = max(TILES_AT_A_TIME, AT_A_TIME // (PLACES * max(kernels.shape[1:])))
+    n, m = max(1, tiles // (rows * columns)), min(rows, max(1, tiles // columns))  # pictures, and rows of tiles
+    for pictures, outs in zip(windows.split(n), answers.split(n), strict=True):
+        for part, out in zip(pictures.split(m, dim=1), outs.split(m, dim=1), strict=True):
+            _answer(part, kernels, out, bias)
+    return _map(answers, *x.shape[2:])
+
+
+def carried_kernels(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 c d"]:
+    """The weight of a convolution in the space of 36 places."""
+    return _carry(_G, weight.permute(2, 3, 1, 0)).flatten(0, 1)
+
+
+def _windows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns c 6 6"]:
+    """The tiles that overlap, as views of one padded map."""
+    h, w = x.shape[2:]
+    edges = (0, 0, 1, TILE * -(-w // TILE) + 1 - w, 1, TILE * -(-h // TILE) + 1 - h)
+    return F.pad(x.permute(0, 2, 3, 1), edges).unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE)
+
+
+def _answer(
+    windows: Float[Tensor, "b rows columns c 6 6"],
+    kernels: Float[Tensor, "36 c d"],
+    out: Float[Tensor, "b rows 4 columns 4 d"],
+    bias: Float[Tensor, " d"] | None = None,
+) -> Float[Tensor, "36 tiles c"]:
+    """Write the answers of some windows to `out`; what is returned are the windows, carried."""
+    carried = _carry(_B_T, windows.permute(4, 5, 0, 1, 2, 3)).view(PLACES, -1, windows.shape[3])
+    b, rows, _, columns, _, d = out.shape
+    answers = _carry(_A_T, torch.bmm(carried, kernels).view(WINDOW, WINDOW, b, rows, columns, d))
+    answers = answers.permute(2, 3, 0, 4, 1, 5)
+    out.copy_(answers) if bias is None else torch.add(answers, bias, out=out)
+    return carried
+
+
+def _map(answers: Float[Tensor, "b rows 4 columns 4 d"], h: int, w: int) -> Float[Tensor, "b d h w"]:
+    """The tiles put together, without what lies beyond the map; channels last."""
+    whole = answers.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    return whole[:, :, :h, :w].contiguous(memory_format=torch.channels_last)
 
 
 def _parts(numbers: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -118,22 +164,40 @@ def _overlapped(windows: Float[Tensor, "b rows 6 columns 6 c"]) -> Float[Tensor,
 
 
 class WinogradConv2d(nn.Conv2d):
-    """`nn.Conv2d` of 3×3 with padding 1, which goes by `winograd_conv2d` wherever that is faster: see `winograd`."""
+    """`nn.Conv2d` of 3×3 with padding 1, which trains by `winograd_conv2d` wherever that is faster: see `winograd`."""
 
     def pays(self, x: Float[Tensor, "*b c h w"]) -> bool:
-        """Whether it is faster for `x`: gradients are wanted (painting has weights that are packed once), on a CPU, in
-        float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-            return False
-        if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32 or x.ndim != 4:
-            return False
-        h, w = x.shape[-2:]
-        tiles, products = -(-h // TILE) * -(-w // TILE), self.in_channels * self.out_channels
-        by_tiles = PLACES * tiles * (products + CARRYING * (self.in_channels + self.out_channels))
-        return by_tiles < 9 * h * w * products
+        """Whether it is faster for `x`: gradients are wanted (`miniai.nn.painting` is for when they are not), on a
+        CPU, in float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
+        return torch.is_grad_enabled() and can_compute(self, x) and saves(self, x, CARRYING)
 
     def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
         return winograd_conv2d(x, self.weight, self.bias) if self.pays(x) else super().forward(x)
+
+
+def can_compute(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether x and the weight are float32 on a CPU, and nothing is traced or compiled."""
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.ndim == 4 and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+
+
+def n_tiles(x: Tensor) -> int:
+    """Of each picture of x, (..., h, w)."""
+    return -(-x.shape[-2] // TILE) * -(-x.shape[-1] // TILE)
+
+
+def saves(layer: nn.Conv2d, x: Tensor, carrying: int) -> bool:
+    """Whether tiles save more than `carrying` multiplications for each number of x and of the answers."""
+    products = layer.in_channels * layer.out_channels
+    by_tiles = PLACES * n_tiles(x) * (products + carrying * (layer.in_channels + layer.out_channels))
+    return by_tiles < 9 * x.shape[-2] * x.shape[-1] * products
+
+
+def keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether it is of 3×3, goes one pixel at a time, and pads with one zero at each edge."""
+    same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return same and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 @contextmanager
@@ -148,7 +212,7 @@ def winograd(model: nn.Module) -> Iterator[None]:
     >>> type(model[0]).__name__
     'Conv2d'
     """
-    layers = [module for module in model.modules() if type(module) is nn.Conv2d and _fits(module)]
+    layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and keeps_size(layer)]
     for layer in layers:
         layer.__class__ = WinogradConv2d
     try:
@@ -156,8 +220,3 @@ def winograd(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__class__ = nn.Conv2d
-
-
-def _fits(layer: nn.Conv2d) -> bool:
-    same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    return same and layer.groups == 1 and layer.padding_mode == "zeros"

@@ -21,6 +21,7 @@ from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.packed import pack_weights, unpack_weights
+from miniai.nn.painting import painting
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.diffusers_names import DiffusersNames
 from miniai.sd.fast import ReusedDeepFeatures
@@ -105,8 +106,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
         - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
         - safety_checker: the folder's own, if it has one, says of each picture, in `nsfw_content_detected`, whether it
-          would blank it; no picture is changed. None or False leaves it unread. `requires_safety_checker` is there for
-          programs written for Diffusers.
+          would blank it; none is changed. None or False leaves it unread; `requires_safety_checker` is Diffusers'.
 
         Raises UserError as `find_model` and `read_folder` do.
         """
@@ -152,8 +152,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
 
     def packed(self) -> "StableDiffusionPipeline":
         """Lay out weights in half precision as the device's kernels read them, in place: on a GPU the U-Net's channels
-        last (the decoder, whose large maps each group norm would lay out anew, is slower so); on the CPU, in bfloat16,
-        those of U-Net and decoder packed (benchmarks/sd_speed.py), until `unpack_weights`."""
+        last (the decoder is slower so); on the CPU, in bfloat16, U-Net and decoder packed, until `unpack_weights`."""
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             for module in (self.unet, self.vae.decoder):
                 pack_weights(module)
@@ -162,8 +161,8 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         return self
 
     def compiled(self) -> "StableDiffusionPipeline":
-        """Have torch.compile write the U-Net's kernels at its first call for each size (minutes; on a CPU this needs a
-        C++ compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
+        """Have torch.compile write the U-Net's kernels at its first call for each size (minutes; on a CPU with a C++
+        compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
         unpack_weights(self.unet)
         on_gpu = self.device.type == "cuda"
         self.unet.compile(**({"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}))
@@ -301,15 +300,16 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         options: dict[str, dict[str, Any]] = {"ddim": {"eta": eta}, "pndm": {"second_step_unasked": doubles}}
         self._interrupt = False
         try:
-            painted = sample(
-                *(method, prompted, ladder, start.noise),
-                x0=start.x0,
-                noise=fresh_noise(shape, generators, start.noise),
-                callback=after_step,
-                clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
-                prediction_type=kind,
-                **options.get(method.name, {}),
-            )
+            with painting(self.unet):
+                painted = sample(
+                    *(method, prompted, ladder, start.noise),
+                    x0=start.x0,
+                    noise=fresh_noise(shape, generators, start.noise),
+                    callback=after_step,
+                    clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
+                    prediction_type=kind,
+                    **options.get(method.name, {}),
+                )
         except Interrupted as stop:
             painted = stop.latents
         finally:
@@ -336,7 +336,8 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Latents, scaled as the U-Net sees them, to pictures, float32 in about [-1, 1]."""
-        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).float()
+        with painting(self.vae.decoder):
+            images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).float()
         if not images.isfinite().all():
             half = self.dtype == torch.float16
             remedy = "use float32 or bfloat16" if half else "look for a prompt's weight or a guidance that is too large"

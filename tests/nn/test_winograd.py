@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from miniai.nn import winograd as module
 from miniai.nn.resnet import ResBlock
-from miniai.nn.winograd import WinogradConv2d, winograd, winograd_conv2d
+from miniai.nn.winograd import WinogradConv2d, carried_kernels, convolve, winograd, winograd_conv2d
 
 
 def answers_and_gradients(convolve: object, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -48,6 +48,32 @@ def test_answers_and_gradients_are_pytorchs(
         found = answers_and_gradients(winograd_conv2d, x, weight, bias)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 27), st.integers(1, 27)),
+    at_a_time=st.sampled_from([1, 3000, 1_500_000]),
+    tiles_at_a_time=st.sampled_from([1, 5, 128]),
+    channels_last=st.booleans(),
+    biased=st.booleans(),
+)
+def test_from_carried_kernels_the_answers_are_pytorchs(
+    sizes: tuple[int, int, int, int, int], at_a_time: int, tiles_at_a_time: int, channels_last: bool, biased: bool
+) -> None:
+    b, c, d, h, w = sizes
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((b, c, h, w), (d, c, 3, 3), (d,))
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    if channels_last:
+        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    given_bias = bias if biased else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_A_TIME", at_a_time)
+        patch.setattr(module, "TILES_AT_A_TIME", tiles_at_a_time)
+        found = convolve(x, carried_kernels(weight), given_bias)
+    torch.testing.assert_close(found, F.conv2d(x, weight, given_bias, padding=1), rtol=1e-10, atol=1e-10)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_in_single_precision_the_error_stays_near_a_millionth() -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from sd_oracle import make_diffusers_pipeline, relative_error
 from tiny_model import tiny_pipeline
+from torch import Tensor
 
 from miniai.base.errors import UserNotice
 from miniai.base.files import read_json, write_json
+from miniai.nn import painting
 from miniai.sd.pipeline import StableDiffusionPipeline
 
 
@@ -209,6 +211,31 @@ def test_a_folder_that_we_save_loads_in_diffusers_and_paints_the_same(tmp_path: 
     assert relative_error(ours(**request).images, theirs(**request).images) < 1e-4
     own = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert torch.equal(own(**request).images, ours(**request).images)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_with_weights_made_ready_either_way_the_pixels_are_those_of_diffusers(
+    pair: Pair, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolve, outputs = painting.convolve, []
+
+    def noted(x: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
+        outputs.append(kernels.shape[2])
+        return convolve(x, kernels, bias)
+
+    monkeypatch.setattr(painting, "convolve", noted)
+    if tiles:  # as if the networks were large
+        monkeypatch.setattr(painting, "CARRYING", 0)
+        monkeypatch.setattr(painting, "ENOUGH_TILES", 1)
+    use_scheduler(pair, "EulerDiscreteScheduler")
+    request: dict[str, Any] = {"prompt": PROMPTS, "num_inference_steps": N_STEPS, "latents": start(pair, 2)}
+    ours = pair.ours(**request, sampler="euler", output_type="np").images
+    theirs = pair.theirs(**request, output_type="np").images
+    assert np.abs(ours - theirs).max() < 1e-4
+    # the last layer of the U-Net has four channels, the decoder's three
+    assert (outputs.count(4), outputs.count(3)) == ((N_STEPS, 1) if tiles else (0, 0))
+    for network in (pair.ours.unet, pair.ours.vae):
+        assert not any(isinstance(layer, painting.PaintingConv2d) for layer in network.modules())
 
 
 def test_half_precision_weights_load_as_float32_in_both(tmp_path: Path) -> None:
