@@ -1,18 +1,21 @@
-"""3×3 convolutions that paint in float32 on a CPU from weights made ready once, for the length of a painting.
+"""Layers that paint in float32 on a CPU from weights made ready once, for the length of a painting.
 
-Where many tiles of the map share what it costs, by Winograd's way (`miniai.nn.winograd`); elsewhere with weights in
-the blocks that oneDNN would otherwise lay out anew at each call (`miniai.nn.packed` says why). The layers' own weights
-stay parameters, as they are; pages of those that are mapped from a file go back to the system meanwhile.
+3×3 convolutions go by Winograd's way (`miniai.nn.winograd`) where many tiles of the map share what that costs;
+elsewhere they, and linear layers, have weights in the blocks that oneDNN would otherwise lay out anew at each call
+(`miniai.nn.packed` says why). The layers' own weights stay parameters, as they are; pages of those that are mapped from
+a file go back to the system meanwhile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.memory import give_back_unwritten
+from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
 
@@ -20,53 +23,88 @@ CARRYING = 250  # what carrying a number costs here, in multiplications of a mat
 ENOUGH_TILES = 128  # for kernels that are carried, which take four times the memory of the weight
 
 
-class PaintingConv2d(nn.Conv2d):
-    """`nn.Conv2d` of 3×3 with padding 1, as `painting` has it."""
+class _Painting(nn.Module):
+    """A layer whose weight is made ready when it first paints, and again when it has been changed."""
 
-    _ready: tuple[Tensor, int, tuple[int, ...] | None, Tensor] | None = None
+    weight: Tensor
+    _ready: tuple[Tensor, int, Any, Any] | None = None  # the weight, its version, for what it is ready, and how
+
+    def can_paint(self, x: Tensor) -> bool:
+        """Without gradients, that is; a weight made in inference mode cannot tell whether it has been changed since."""
+        return not (torch.is_grad_enabled() or self.weight.is_inference()) and can_compute(self.weight, x)
+
+    def ready(self, what_for: Any, make: Callable[[Tensor], Any]) -> Any:
+        """`make` of the weight as it is now."""
+        weight, known = self.weight, self._ready
+        if known is not None and known[0] is weight and known[1:3] == (weight._version, what_for):
+            return known[3]
+        self._ready = known = None  # its memory first
+        made = make(weight.detach())
+        self._ready = (weight, weight._version, what_for, made)
+        give_back_unwritten(self)
+        return made
+
+
+class PaintingConv2d(_Painting, nn.Conv2d):
+    """`nn.Conv2d` of 3×3 with padding 1, as `painting` has it."""
 
     def by_tiles(self, x: Float[Tensor, "b c h w"]) -> bool:
         """Whether Winograd's way is faster for `x`, and worth the memory."""
         return len(x) * n_tiles(x) >= ENOUGH_TILES and saves(self, x, CARRYING)
 
-    def ready(self, side: tuple[int, ...] | None) -> Tensor:
-        """The weight as it is now, packed for maps of that height and width, or carried for tiles."""
-        weight = self.weight
-        known = self._ready
-        if known is not None and known[0] is weight and known[1:3] == (weight._version, side):
-            return known[3]
-        self._ready = known = None  # its memory first
-        if side is None:
-            ready = carried_kernels(weight.detach())
-        else:
-            size = [1, self.in_channels, *side]
-            ready = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.detach(), self.padding, self.stride, self.dilation, self.groups, size
-            )
-        self._ready = (weight, weight._version, side, ready)
-        give_back_unwritten(self)
-        return ready
-
     def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
-        # Without gradients alone; and weights made in inference mode cannot tell whether they have been changed since.
-        if torch.is_grad_enabled() or self.weight.is_inference() or not can_compute(self, x):
+        if x.ndim != 4 or not self.can_paint(x):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         if self.by_tiles(x):
-            return convolve(x, self.ready(None), self.bias)
+            return convolve(x, self.ready("tiles", carried_kernels), self.bias)
         if not can_pack() or 0 in x.shape:
             return super().forward(x)
-        shape = (self.padding, self.stride, self.dilation, self.groups)
-        weight = self.ready(tuple(x.shape[2:]))
+        shape, side = (self.padding, self.stride, self.dilation, self.groups), tuple(x.shape[2:])
+        size = [1, self.in_channels, *side]  # which blocks are best depends on the map's
+        weight = self.ready(side, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(plain, *shape, size))
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *shape, "none", [], "")
+
+
+class PaintingLinear(_Painting, nn.Linear):
+    """`nn.Linear`, as `painting` has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or not (can_pack() and self.can_paint(x)):
+            return super().forward(x)
+        weight = self.ready("tokens", torch.ops.mkldnn._reorder_linear_weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+
+
+class PaintingGatedLinear(_Painting, GatedLinear):
+    """`GatedLinear`, as `painting` has it: activation and product in the same pass as the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or not (can_pack() and self.can_paint(x)):
+            return super().forward(x)
+        value, gate = self.ready("tokens", _packed_halves)
+        value_bias, gate_bias = (None, None) if self.bias is None else self.bias.chunk(2)
+        gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+
+
+def _packed_halves(weight: Tensor) -> list[Tensor]:
+    return [torch.ops.mkldnn._reorder_linear_weight(half) for half in weight.chunk(2)]
+
+
+def _form(layer: nn.Module) -> type[_Painting] | None:
+    if type(layer) is nn.Conv2d:
+        return PaintingConv2d if keeps_size(layer) else None
+    forms: dict[type[nn.Module], type[_Painting]] = {nn.Linear: PaintingLinear, GatedLinear: PaintingGatedLinear}
+    return forms.get(type(layer))
 
 
 @contextmanager
 def painting(model: nn.Module) -> Iterator[None]:
-    """Within, the 3×3 convolutions inside `model` that go one pixel at a time and keep the picture's size make their
-    weights ready when they first paint, and again when they have been changed; afterwards they are plain again, and
-    what was made ready is let go of. Where that is not possible (gradients, another device or dtype, tracing,
-    compiling), they are plain all along. Results are the same, up to rounding.
+    """Within, the linear layers inside `model`, and the 3×3 convolutions that go one pixel at a time and keep the
+    picture's size, make their weights ready when they first paint, and again when they have been changed; afterwards
+    they are plain again, and what was made ready is let go of. Where that is not possible (gradients, another device or
+    dtype, tracing, compiling), they are plain all along. Results are the same, up to rounding.
 
     >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
     >>> x = torch.randn(2, 256, 32, 32)
@@ -77,12 +115,12 @@ def painting(model: nn.Module) -> Iterator[None]:
     >>> type(model[0]).__name__
     'Conv2d'
     """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and keeps_size(layer)]
-    for layer in layers:
-        layer.__class__ = PaintingConv2d
+    plain = [(layer, type(layer), form) for layer in model.modules() if (form := _form(layer)) is not None]
+    for layer, _, form in plain:
+        layer.__class__ = form
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__class__ = nn.Conv2d
+        for layer, kind, _ in plain:
+            layer.__class__ = kind
             layer.__dict__.pop("_ready", None)

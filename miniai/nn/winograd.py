@@ -169,17 +169,18 @@ class WinogradConv2d(nn.Conv2d):
     def pays(self, x: Float[Tensor, "*b c h w"]) -> bool:
         """Whether it is faster for `x`: gradients are wanted (`miniai.nn.painting` is for when they are not), on a
         CPU, in float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
-        return torch.is_grad_enabled() and can_compute(self, x) and saves(self, x, CARRYING)
+        possible = x.ndim == 4 and torch.is_grad_enabled() and can_compute(self.weight, x)
+        return possible and saves(self, x, CARRYING)
 
     def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
         return winograd_conv2d(x, self.weight, self.bias) if self.pays(x) else super().forward(x)
 
 
-def can_compute(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether x and the weight are float32 on a CPU, and nothing is traced or compiled."""
+def can_compute(weight: Tensor, x: Tensor) -> bool:
+    """Whether both are float32 on a CPU, and nothing is traced or compiled."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return x.ndim == 4 and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
 def n_tiles(x: Tensor) -> int:

@@ -1,8 +1,9 @@
-"""Convolutions that make their weights ready for a painting, beside PyTorch's own."""
+"""Layers that make their weights ready for a painting, beside PyTorch's own."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from miniai.base.weights import read_weights, write_weights
 from miniai.nn import painting as module
+from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import can_pack
-from miniai.nn.painting import PaintingConv2d, painting
+from miniai.nn.painting import PaintingConv2d, PaintingGatedLinear, PaintingLinear, painting
 
 TILES, PACKED = (2, 192, 32, 32), (2, 192, 8, 6)  # sizes of maps that go one way and the other
 
@@ -30,35 +32,27 @@ def error(model: nn.Sequential, x: Tensor) -> float:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was made ready, in order."""
-    log: list[str] = []
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What weights were made ready for, in order."""
+    log: list[Any] = []
 
-    def noted(what: str, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def make_and_note(*arguments: object) -> Tensor:
-            log.append(what)
-            return make(*arguments)
+    ready = module._Painting.ready
 
-        return make_and_note
-
-    monkeypatch.setattr(module, "carried_kernels", noted("carried", module.carried_kernels))
-    ready = PaintingConv2d.ready
-
-    def ready_and_noted(self: PaintingConv2d, side: tuple[int, ...] | None) -> Tensor:
+    def ready_and_noted(self: Any, what_for: Any, make: Callable[[Tensor], Any]) -> Any:
         before = self._ready
-        weight = ready(self, side)
-        if side is not None and self._ready is not before:
-            log.append(f"packed {side}")
+        weight = ready(self, what_for, make)
+        if self._ready is not before:
+            log.append(what_for)
         return weight
 
-    monkeypatch.setattr(PaintingConv2d, "ready", ready_and_noted)
+    monkeypatch.setattr(module._Painting, "ready", ready_and_noted)
     return log
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("size", [TILES, PACKED])
 def test_a_weight_is_made_ready_once_and_again_when_it_has_changed(
-    size: tuple[int, ...], mode: Callable[[], AbstractContextManager[None]], made: list[str]
+    size: tuple[int, ...], mode: Callable[[], AbstractContextManager[None]], made: list[Any]
 ) -> None:
     if size == PACKED and not can_pack():
         pytest.skip("this PyTorch cannot pack weights")
@@ -66,7 +60,7 @@ def test_a_weight_is_made_ready_once_and_again_when_it_has_changed(
     with painting(model), mode():
         assert error(model, x) < 1e-5
         assert error(model, x + 1) < 1e-5
-        assert made == ["carried" if size == TILES else "packed (8, 6)"]
+        assert made == ["tiles" if size == TILES else (8, 6)]
         model[0].weight.mul_(2)
         assert error(model, x) < 1e-5
         assert len(made) == 2
@@ -88,7 +82,7 @@ def test_a_weight_is_made_ready_once_and_again_when_it_has_changed(
 
 
 @pytest.mark.skipif(not can_pack(), reason="this PyTorch cannot pack weights")
-def test_maps_of_other_sizes_get_weights_of_their_own_and_other_numbers_of_pictures_do_not(made: list[str]) -> None:
+def test_maps_of_other_sizes_get_weights_of_their_own_and_other_numbers_of_pictures_do_not(made: list[Any]) -> None:
     model = model_of()
     with painting(model), torch.no_grad():
         for size in (PACKED, (1, *PACKED[1:]), TILES, (1, *TILES[1:]), (0, *PACKED[1:])):
@@ -97,10 +91,10 @@ def test_maps_of_other_sizes_get_weights_of_their_own_and_other_numbers_of_pictu
             if len(x):
                 assert error(model, x) < 1e-5
     # 64 tiles of one picture are not worth the memory of kernels that are carried
-    assert made == ["packed (8, 6)", "carried", "packed (32, 32)"]
+    assert made == [(8, 6), "tiles", (32, 32)]
 
 
-def test_gradients_and_other_ways_to_compute_are_left_to_the_plain_layer(made: list[str]) -> None:
+def test_gradients_and_other_ways_to_compute_are_left_to_the_plain_layer(made: list[Any]) -> None:
     model, x = model_of(), torch.randn(TILES)
     with painting(model):
         out = model(x)  # gradients may be asked for
@@ -127,6 +121,34 @@ def test_gradients_and_other_ways_to_compute_are_left_to_the_plain_layer(made: l
             assert error(model, x) < 1e-5
 
 
+@pytest.mark.skipif(not can_pack(), reason="this PyTorch cannot pack weights")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("shape", [(2, 77, 24), (3, 24), (0, 24), (2, 3, 5, 24)])
+def test_linear_layers_are_made_ready_too(gated: bool, bias: bool, shape: tuple[int, ...], made: list[Any]) -> None:
+    torch.manual_seed(0)
+    layer = GatedLinear(24, 40) if gated else nn.Linear(24, 40, bias=bias)
+    if gated and not bias:
+        layer.bias = None
+    x = torch.randn(shape)
+    with torch.no_grad():
+        expected = layer(x)
+        with painting(layer):
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer(x.transpose(0, -2).contiguous().transpose(0, -2)), expected)
+            assert made == ["tokens"]
+            layer.weight.mul_(2)
+            changed = layer(x)
+            assert made == ["tokens"] * 2
+            with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+                assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x), changed, rtol=1e-4, atol=1e-5)
+        assert made == ["tokens"] * 2
+        vector = layer(torch.ones(24))
+        with painting(layer):
+            torch.testing.assert_close(layer(torch.ones(24)), vector)
+
+
 def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error() -> None:
     kept = [
         nn.Conv2d(8, 8, 1),
@@ -135,12 +157,14 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
         nn.Conv2d(8, 8, 3, padding=1, groups=2),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
     ]
-    model = nn.ModuleList([*kept, nn.Conv2d(8, 8, 3, padding=1)])
+    changed = [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8), GatedLinear(8, 8)]
+    model = nn.ModuleList([*kept, *changed])
     before, names = [type(one) for one in model], list(model.state_dict())
 
     def fail() -> None:
         with painting(model):
-            assert [type(one) for one in model] == [*before[:-1], PaintingConv2d]
+            forms = [PaintingConv2d, PaintingLinear, PaintingGatedLinear]
+            assert [type(one) for one in model] == [*before[: len(kept)], *forms]
             assert list(model.state_dict()) == names
             assert len(list(model.parameters())) == len(names)
             raise RuntimeError("out of memory")
