@@ -6,6 +6,7 @@ elsewhere they, and linear layers, have weights in the blocks that oneDNN would 
 a file go back to the system meanwhile.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from miniai.nn.packed import can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
 
 CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/winograd.py)
+MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster
 ENOUGH_TILES = 128  # for kernels that are carried, which take four times the memory of the weight
 
 
@@ -27,6 +29,7 @@ class _Painting(nn.Module):
     """A layer whose weight is made ready when it first paints, and again when it has been changed."""
 
     weight: Tensor
+    _n_paintings: int = 0  # that are under way
     _ready: tuple[Tensor, int, Any, Any] | None = None  # the weight, its version, for what it is ready, and how
 
     def can_paint(self, x: Tensor) -> bool:
@@ -92,16 +95,18 @@ def _packed_halves(weight: Tensor) -> list[Tensor]:
     return [torch.ops.mkldnn._reorder_linear_weight(half) for half in weight.chunk(2)]
 
 
-def _form(layer: nn.Module) -> type[_Painting] | None:
-    if type(layer) is nn.Conv2d:
-        return PaintingConv2d if keeps_size(layer) else None
-    forms: dict[type[nn.Module], type[_Painting]] = {nn.Linear: PaintingLinear, GatedLinear: PaintingGatedLinear}
-    return forms.get(type(layer))
+_FORMS: dict[type[nn.Module], type[_Painting]] = {
+    nn.Conv2d: PaintingConv2d,
+    nn.Linear: PaintingLinear,
+    GatedLinear: PaintingGatedLinear,
+}
+_PLAIN: dict[Any, Any] = {form: plain for plain, form in _FORMS.items()}
+_CHANGING = threading.Lock()
 
 
 @contextmanager
 def painting(model: nn.Module) -> Iterator[None]:
-    """Within, the linear layers inside `model`, and the 3×3 convolutions that go one pixel at a time and keep the
+    """Within, the large linear layers inside `model`, and the 3×3 convolutions that go one pixel at a time and keep the
     picture's size, make their weights ready when they first paint, and again when they have been changed; afterwards
     they are plain again, and what was made ready is let go of. Where that is not possible (gradients, another device or
     dtype, tracing, compiling), they are plain all along. Results are the same, up to rounding.
@@ -115,12 +120,26 @@ def painting(model: nn.Module) -> Iterator[None]:
     >>> type(model[0]).__name__
     'Conv2d'
     """
-    plain = [(layer, type(layer), form) for layer in model.modules() if (form := _form(layer)) is not None]
-    for layer, _, form in plain:
-        layer.__class__ = form
+    with _CHANGING:
+        layers: list[Any] = [
+            layer for layer in model.modules() if isinstance(layer, _Painting) or _can_become_one(layer)
+        ]
+        for layer in layers:
+            layer.__class__ = _FORMS.get(type(layer), type(layer))
+            layer._n_paintings += 1
     try:
         yield
     finally:
-        for layer, kind, _ in plain:
-            layer.__class__ = kind
-            layer.__dict__.pop("_ready", None)
+        with _CHANGING:
+            for layer in layers:
+                layer._n_paintings -= 1
+                if layer._n_paintings == 0:  # none in another thread is left
+                    layer.__class__ = _PLAIN[type(layer)]
+                    for name in ("_n_paintings", "_ready"):
+                        vars(layer).pop(name, None)
+
+
+def _can_become_one(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv2d:
+        return keeps_size(layer)
+    return type(layer) in _FORMS and isinstance(layer, nn.Linear) and layer.weight.numel() >= MANY_WEIGHTS

@@ -22,7 +22,6 @@ from miniai.diffusion.ladder import Ladder
 from miniai.diffusion.samplers import Callback, Denoiser, Noise, no_callback
 from miniai.diffusion.sampling import Sampler, find_sampler, fresh_noise, sample
 from miniai.diffusion.schedule import NoiseSchedule
-from miniai.nn.painting import painting
 from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion import CONFIG, PADDING, load_model
 from miniai.recipes.fashion_diffusion_config import N_CLASSES, SIGMA_MAX, FashionDiffusionConfig
@@ -166,7 +165,7 @@ def painter_of(
 
     @torch.no_grad()
     def run(unit_noise: Tensor, *, noise: Noise, callback: Callback = no_callback) -> Tensor:
-        with in_eval_mode(model), autocast(device), painting(model):
+        with in_eval_mode(model), autocast(device):
             return sample(
                 *(method, denoiser, ladder, unit_noise),
                 noise=noise,

@@ -1,5 +1,6 @@
 """Layers that make their weights ready for a painting, beside PyTorch's own."""
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,7 +36,6 @@ def error(model: nn.Sequential, x: Tensor) -> float:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What weights were made ready for, in order."""
     log: list[Any] = []
-
     ready = module._Painting.ready
 
     def ready_and_noted(self: Any, what_for: Any, make: Callable[[Tensor], Any]) -> Any:
@@ -125,7 +125,10 @@ def test_gradients_and_other_ways_to_compute_are_left_to_the_plain_layer(made: l
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("shape", [(2, 77, 24), (3, 24), (0, 24), (2, 3, 5, 24)])
-def test_linear_layers_are_made_ready_too(gated: bool, bias: bool, shape: tuple[int, ...], made: list[Any]) -> None:
+def test_linear_layers_are_made_ready_too(
+    gated: bool, bias: bool, shape: tuple[int, ...], made: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MANY_WEIGHTS", 24 * 40)
     torch.manual_seed(0)
     layer = GatedLinear(24, 40) if gated else nn.Linear(24, 40, bias=bias)
     if gated and not bias:
@@ -156,8 +159,9 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
         nn.Conv2d(8, 8, 3, stride=2, padding=1),
         nn.Conv2d(8, 8, 3, padding=1, groups=2),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+        nn.Linear(8, 8),
     ]
-    changed = [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8), GatedLinear(8, 8)]
+    changed = [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(640, 640), GatedLinear(320, 640)]
     model = nn.ModuleList([*kept, *changed])
     before, names = [type(one) for one in model], list(model.state_dict())
 
@@ -172,6 +176,26 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
     with pytest.raises(RuntimeError, match="out of memory"):
         fail()
     assert [type(one) for one in model] == before
+
+
+def test_a_painting_in_another_thread_ends_without_disturbing_this_one(made: list[Any]) -> None:
+    model, x = model_of(), torch.randn(TILES)
+
+    def paint_elsewhere() -> None:
+        with painting(model), torch.no_grad():
+            errors.append(error(model, x))
+
+    errors: list[float] = []
+    with painting(model), torch.no_grad():
+        thread = threading.Thread(target=paint_elsewhere)
+        thread.start()
+        thread.join()
+        assert type(model[0]) is PaintingConv2d
+        assert error(model, x) < 1e-5
+        assert made == ["tiles"]
+    assert errors[0] < 1e-5
+    assert type(model[0]) is nn.Conv2d
+    assert not {"_ready", "_n_paintings"} & set(vars(model[0]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells which pages are in memory")
