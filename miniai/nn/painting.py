@@ -20,7 +20,7 @@ from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
 
-CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/winograd.py)
+CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/painting.py)
 MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster
 ENOUGH_TILES = 128  # for kernels that are carried, which take four times the memory of the weight
 
@@ -34,7 +34,7 @@ class _Painting(nn.Module):
 
     def can_paint(self, x: Tensor) -> bool:
         """Without gradients, that is; a weight made in inference mode cannot tell whether it has been changed since."""
-        return not (torch.is_grad_enabled() or self.weight.is_inference()) and can_compute(self.weight, x)
+        return can_compute(self.weight, x) and not (torch.is_grad_enabled() or self.weight.is_inference())
 
     def ready(self, what_for: Any, make: Callable[[Tensor], Any]) -> Any:
         """`make` of the weight as it is now."""
@@ -73,7 +73,7 @@ class PaintingLinear(_Painting, nn.Linear):
     """`nn.Linear`, as `painting` has it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or not (can_pack() and self.can_paint(x)):
+        if x.ndim < 2 or not (self.can_paint(x) and can_pack()):
             return super().forward(x)
         weight = self.ready("tokens", torch.ops.mkldnn._reorder_linear_weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
@@ -83,7 +83,7 @@ class PaintingGatedLinear(_Painting, GatedLinear):
     """`GatedLinear`, as `painting` has it: activation and product in the same pass as the layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or not (can_pack() and self.can_paint(x)):
+        if x.ndim < 2 or not (self.can_paint(x) and can_pack()):
             return super().forward(x)
         value, gate = self.ready("tokens", _packed_halves)
         value_bias, gate_bias = (None, None) if self.bias is None else self.bias.chunk(2)

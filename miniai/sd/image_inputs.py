@@ -21,6 +21,7 @@ from miniai.base.images import to_tensor
 from miniai.base.seeds import is_shared
 from miniai.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from miniai.nn.packed import is_packed, pack_weights
+from miniai.nn.painting import painting
 
 # One picture or several. Arrays are (h, w, 3) or (n, h, w, 3), tensors (3, h, w) or (n, 3, h, w), in [0, 1]; a tensor
 # with negative numbers is taken to be in [-1, 1]. A mask is (h, w), (n, h, w), or of the same with one channel; of any
@@ -126,7 +127,8 @@ def encode_images(vae: AutoencoderKL, images: Float[Tensor, "n 3 h w"]) -> Diago
     if is_packed(vae.decoder):
         pack_weights(vae.encoder)
     weight = vae.encoder.conv_in.weight
-    seen = vae.encode(images.to(weight.device, weight.dtype))
+    with painting(vae.encoder):
+        seen = vae.encode(images.to(weight.device, weight.dtype))
     return DiagonalGaussian(seen.mean.float(), seen.log_variance.float())
 
 

@@ -1,5 +1,7 @@
 """Layers that make their weights ready for a painting, beside PyTorch's own."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -176,6 +178,33 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
     with pytest.raises(RuntimeError, match="out of memory"):
         fail()
     assert [type(one) for one in model] == before
+
+
+COMPILED = """
+import torch
+from torch import nn
+from miniai.nn import painting as module
+from miniai.nn.painting import painting
+module._Painting.ready = None  # nothing is to be made ready
+graphs = []
+def backend(graph, _):
+    graphs.append(graph)
+    return graph.forward
+model = nn.Sequential(nn.Conv2d(192, 224, 3, padding=1), nn.Flatten(2), nn.Linear(1024, 512))
+x, compiled = torch.randn(2, 192, 32, 32), torch.compile(model, backend=backend)
+with torch.no_grad():
+    expected = model(x)
+    for _ in range(2):
+        with painting(model):
+            assert torch.equal(compiled(x), expected)
+print("graphs:", len(graphs))
+"""
+
+
+def test_a_compiled_network_is_one_graph_and_stays_it() -> None:
+    # In a process of its own: torch.compile cannot read functions whose shapes the tests check at every call.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.stdout.split() == ["graphs:", "1"], done.stderr
 
 
 def test_a_painting_in_another_thread_ends_without_disturbing_this_one(made: list[Any]) -> None:
