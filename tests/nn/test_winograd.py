@@ -23,6 +23,17 @@ def answers_and_gradients(convolve: object, x: Tensor, weight: Tensor, bias: Ten
     return [out.detach(), *(tensor.grad for tensor in inputs)]
 
 
+def drawn(sizes: tuple[int, int, int, int, int], channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What a convolution sees, its weight and its bias, in float64, of (b, c, d, h, w)."""
+    b, c, d, h, w = sizes
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((b, c, h, w), (d, c, 3, 3), (d,))
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    if channels_last:
+        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    return x, weight, bias
+
+
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -36,12 +47,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def test_answers_and_gradients_are_pytorchs(
     sizes: tuple[int, int, int, int, int], at_a_time: int, channels_last: bool
 ) -> None:
-    b, c, d, h, w = sizes
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((b, c, h, w), (d, c, 3, 3), (d,))
-    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-    if channels_last:
-        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    x, weight, bias = drawn(sizes, channels_last)
     expected = answers_and_gradients(plain, x, weight, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AT_A_TIME", at_a_time)
@@ -61,12 +67,7 @@ def test_answers_and_gradients_are_pytorchs(
 def test_from_carried_kernels_the_answers_are_pytorchs(
     sizes: tuple[int, int, int, int, int], at_a_time: int, tiles_at_a_time: int, channels_last: bool, biased: bool
 ) -> None:
-    b, c, d, h, w = sizes
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((b, c, h, w), (d, c, 3, 3), (d,))
-    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-    if channels_last:
-        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    x, weight, bias = drawn(sizes, channels_last)
     given_bias = bias if biased else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AT_A_TIME", at_a_time)
