@@ -1,7 +1,8 @@
 """Training steps of the U-Net that paints Fashion-MNIST: ours beside Diffusers' UNet2DModel of the same architecture.
 
-python benchmarks/train_speed.py          `small_unet`, batches of the recipe, each in turn: 10 minutes on 2 cores
-python benchmarks/train_speed.py --tiny   to try the command
+python benchmarks/train_speed.py              `small_unet`, batches of the recipe, each in turn: 10 minutes on 2 cores
+python benchmarks/train_speed.py --compiled   both through torch.compile as well, as `--compile` trains: 10 more
+python benchmarks/train_speed.py --tiny       to try the command
 
 All start from the same weights and see the same pictures with the same noise, so their losses must be the same curve:
 the script fails if they are not. Each line is a whole step: forward, backward, AdamW. bfloat16 is measured where the
@@ -34,7 +35,7 @@ from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_diffusion_config import RECIPES
 from miniai.recipes.fashion_unets import small_unet
 from miniai.recipes.model_card import machine
-from miniai.recipes.training import channels_last, initial_weights
+from miniai.recipes.training import channels_last, compiled, initial_weights
 from miniai.train.data import Loader
 from miniai.train.fashion_mnist import load_fashion_mnist
 
@@ -58,10 +59,13 @@ class Theirs(nn.Module):
         return self.model(x, t).sample
 
 
-def training_step(model: nn.Module, bf16: bool, nhwc: bool, fewer_products: bool = False) -> Step:
+def training_step(
+    model: nn.Module, bf16: bool, nhwc: bool, fewer_products: bool = False, compiler: str | None = None
+) -> Step:
     """One step of the recipe, without what is the same for all (clipping, averages, logging); `fewer_products`: of its
     convolutions, by Winograd's way, as the recipe trains in float32."""
     model = channels_last(model) if nhwc else model
+    network: Any = compiled(model, compiler, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     objective: Any = DiffusionObjective(NoiseSchedule(RECIPE.schedule))
 
@@ -70,7 +74,7 @@ def training_step(model: nn.Module, bf16: bool, nhwc: bool, fewer_products: bool
         start = time.perf_counter()
         way = winograd(model) if fewer_products else nullcontext()
         with way, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = objective(model, (images, None), make_generator(0, step))
+            loss = objective(network, (images, None), make_generator(0, step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -80,7 +84,7 @@ def training_step(model: nn.Module, bf16: bool, nhwc: bool, fewer_products: bool
 
 
 def compare(
-    config: UNet2DConfig, batch_size: int, n_steps: int, data: Path
+    config: UNet2DConfig, batch_size: int, n_steps: int, data: Path, compiler: str | None
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds and losses of the steps of each variant; the first is not timed, and its seconds are left out."""
     with initial_weights(0):
@@ -95,7 +99,15 @@ def compare(
         variants |= {
             "Diffusers, bfloat16 autocast": training_step(Theirs(config, weights), bf16=True, nhwc=False),
             "Diffusers, bfloat16 autocast, channels last": training_step(Theirs(config, weights), bf16=True, nhwc=True),
-            "miniai, bfloat16 autocast, channels last": training_step(ours, bf16=True, nhwc=True),
+            "miniai, bfloat16 autocast, channels last": training_step(deepcopy(ours), bf16=True, nhwc=True),
+        }
+    if compiler is not None:
+        half = training_dtype(torch.device("cpu")) == torch.bfloat16
+        name = "bfloat16 autocast, channels last, compiled" if half else "float32, channels last, compiled"
+        theirs = Theirs(config, weights)
+        variants |= {
+            f"Diffusers, {name}": training_step(theirs, bf16=half, nhwc=True, compiler=compiler),
+            f"miniai, {name}": training_step(ours, bf16=half, nhwc=True, compiler=compiler),
         }
     loader = Loader(load_fashion_mnist("train", data).scaled(PADDING), batch_size, seed=0)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -113,6 +125,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small network and few pictures: nothing is recorded")
+    parser.add_argument("--compiled", action="store_true", help="compiled networks, too: minutes until the first step")
     parser.add_argument("--batch-size", type=int, default=RECIPE.stage.batch_size)
     parser.add_argument("--steps", type=int, default=9, help="of each variant")
     parser.add_argument("--data", type=Path, default=ROOT / "tests" / "data" / "fashion-mnist")
@@ -121,7 +134,7 @@ def main() -> None:
     config, batch_size, n_steps = small_unet(), options.batch_size, options.steps
     if options.tiny:
         config, batch_size, n_steps = replace(config, block_out_channels=(16, 32, 32, 32)), 4, 2
-    seconds, losses = compare(config, batch_size, n_steps, options.data)
+    seconds, losses = compare(config, batch_size, n_steps, options.data, "inductor" if options.compiled else None)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first, *_ = losses.values()
     worst = max(abs(a - b) / b for curve in losses.values() for a, b in zip(curve, first, strict=True))

@@ -12,8 +12,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from miniai.nn.attention import attention
+from miniai.nn.doubling import repeated
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.packed import plus
+from miniai.nn.packed import PackedConv2d, plus
+from miniai.nn.painting import PaintingConv2d
 
 # Below this many keys, products and softmax written out train faster on a CPU in bfloat16 than the fused kernel,
 # whose backward pass is slow for short sequences (benchmarks/attention_backward.py).
@@ -169,5 +171,7 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if size is None else F.interpolate(x, size=size)
-        return self.conv(x)
+        doubles = size in (None, (2 * x.shape[2], 2 * x.shape[3]))
+        if doubles and isinstance(self.conv, PackedConv2d | PaintingConv2d):
+            return self.conv.of_doubled(x)
+        return self.conv(repeated(x, size))

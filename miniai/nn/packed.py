@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from miniai.nn.doubling import convolve_doubled, packed_for_doubling, repeated
 from miniai.nn.gated import GatedLinear
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -115,8 +116,9 @@ class _Packed(nn.Module):
         self.register_buffer("weight", self.packed(weight) if _packable(weight) else weight)
 
     def forget(self) -> None:
-        """Let go of the weight."""
-        self._buffers.pop("weight", None)
+        """Let go of the weight, and of all that was made of it."""
+        for name in ("weight", *self._non_persistent_buffers_set):
+            self._buffers.pop(name, None)
 
     def plain_weight(self) -> Tensor:
         return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
@@ -162,6 +164,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
     """
 
     _side: tuple[int, ...] | None = None  # height and width of the maps that the weight is packed for
+    merged: Tensor
 
     def packed(self, weight: Tensor) -> Tensor:
         size = None if self._side is None else [1, weight.shape[1] * self.groups, *self._side]
@@ -190,6 +193,14 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, addend, self.weight, self.bias, *shape, "add", 1.0, None, [], None
         )
+
+    def of_doubled(self, x: Tensor) -> Tensor:
+        """`forward` of the map with each pixel repeated twice both ways: for 3×3 kernels that keep the map's size."""
+        if not self.can_compute(x):
+            return self(repeated(x))
+        if "merged" not in self._buffers:
+            self.register_buffer("merged", packed_for_doubling(self.plain_weight()), persistent=False)
+        return convolve_doubled(x, self.merged, self.bias)
 
 
 class PackedPointwiseConv2d(_Packed, nn.Conv2d):
@@ -242,10 +253,6 @@ class PackedGatedLinear(_Packed, GatedLinear):
             self.register_buffer("gate", self.packed(gate), persistent=False)
         else:
             super().take(weight)
-
-    def forget(self) -> None:
-        super().forget()
-        self._buffers.pop("gate", None)
 
     def plain_weight(self) -> Tensor:
         return torch.cat([self.weight.to_dense(), self.gate.to_dense()]) if self.weight.is_mkldnn else self.weight

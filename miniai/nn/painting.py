@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.memory import give_back_unwritten
+from miniai.nn.doubling import convolve_doubled, packed_for_doubling, repeated
 from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
@@ -67,6 +68,14 @@ class PaintingConv2d(_Painting, nn.Conv2d):
         size = [1, self.in_channels, *side]  # which blocks are best depends on the map's
         weight = self.ready(side, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(plain, *shape, size))
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *shape, "none", [], "")
+
+    def of_doubled(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
+        """`forward` of the map with each pixel repeated twice both ways."""
+        b, c, h, w = x.shape
+        shape_of_repeated = x.new_empty(1, 1, 1, 1).expand(b, c, 2 * h, 2 * w)
+        if 0 in x.shape or not (self.can_paint(x) and can_pack()) or self.by_tiles(shape_of_repeated):
+            return self(repeated(x))
+        return convolve_doubled(x, self.ready("doubled", packed_for_doubling), self.bias)
 
 
 class PaintingLinear(_Painting, nn.Linear):
