@@ -29,8 +29,8 @@ from miniai.base.device import training_dtype
 from miniai.base.seeds import make_generator
 from miniai.diffusion.objectives import DiffusionObjective
 from miniai.diffusion.schedule import NoiseSchedule
+from miniai.nn.learning import learning
 from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
-from miniai.nn.winograd import winograd
 from miniai.recipes.fashion import PADDING
 from miniai.recipes.fashion_diffusion_config import RECIPES
 from miniai.recipes.fashion_unets import small_unet
@@ -60,10 +60,10 @@ class Theirs(nn.Module):
 
 
 def training_step(
-    model: nn.Module, bf16: bool, nhwc: bool, fewer_products: bool = False, compiler: str | None = None
+    model: nn.Module, bf16: bool, nhwc: bool, as_trained: bool = False, compiler: str | None = None
 ) -> Step:
-    """One step of the recipe, without what is the same for all (clipping, averages, logging); `fewer_products`: of its
-    convolutions, by Winograd's way, as the recipe trains in float32."""
+    """One step of the recipe, without what is the same for all (clipping, averages, logging); `as_trained`: with its
+    convolutions in the form that the recipe trains them in."""
     model = channels_last(model) if nhwc else model
     network: Any = compiled(model, compiler, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
@@ -72,7 +72,7 @@ def training_step(
     def run(pictures: Tensor, step: int) -> tuple[float, float]:
         images = pictures.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
         start = time.perf_counter()
-        way = winograd(model) if fewer_products else nullcontext()
+        way = learning(model) if as_trained else nullcontext()
         with way, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(network, (images, None), make_generator(0, step))
         loss.backward()
@@ -93,13 +93,15 @@ def compare(
     variants = {
         "Diffusers, float32": training_step(Theirs(config, weights), bf16=False, nhwc=False),
         "Diffusers, float32, channels last": training_step(Theirs(config, weights), bf16=False, nhwc=True),
-        "miniai, float32, channels last": training_step(deepcopy(ours), bf16=False, nhwc=True, fewer_products=True),
+        "miniai, float32, channels last": training_step(deepcopy(ours), bf16=False, nhwc=True, as_trained=True),
     }
     if training_dtype(torch.device("cpu")) == torch.bfloat16:
         variants |= {
             "Diffusers, bfloat16 autocast": training_step(Theirs(config, weights), bf16=True, nhwc=False),
             "Diffusers, bfloat16 autocast, channels last": training_step(Theirs(config, weights), bf16=True, nhwc=True),
-            "miniai, bfloat16 autocast, channels last": training_step(deepcopy(ours), bf16=True, nhwc=True),
+            "miniai, bfloat16 autocast, channels last": training_step(
+                deepcopy(ours), bf16=True, nhwc=True, as_trained=True
+            ),
         }
     if compiler is not None:
         half = training_dtype(torch.device("cpu")) == torch.bfloat16

@@ -17,8 +17,8 @@ import torch
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import training_dtype
+from miniai.nn.learning import learning
 from miniai.nn.unet import UNet2DConditionModel
-from miniai.nn.winograd import winograd
 from miniai.recipes.model_card import machine
 from miniai.recipes.text_to_image_config import SMALL
 from miniai.recipes.training import channels_last, initial_weights
@@ -35,13 +35,13 @@ def main(repeats: int = 7) -> None:
     x = torch.randn(BATCH, channels, side, side)
     t, text = torch.randint(0, 1000, (BATCH,)), torch.randn(BATCH, TOKENS, SMALL.unet.cross_attention_dim)
 
-    def step(model: torch.nn.Module, bf16: bool, nhwc: bool, fewer_products: bool = False) -> Callable[[], float]:
+    def step(model: torch.nn.Module, bf16: bool, nhwc: bool, as_trained: bool = False) -> Callable[[], float]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         latents = x.contiguous(memory_format=torch.channels_last) if nhwc else x
 
         def run() -> float:
             start = time.perf_counter()
-            way = winograd(model) if fewer_products else nullcontext()
+            way = learning(model) if as_trained else nullcontext()
             with way, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 out = model(latents, t, text)
             out = out if isinstance(out, torch.Tensor) else out.sample
@@ -58,7 +58,7 @@ def main(repeats: int = 7) -> None:
         "Diffusers, float32": step(plain, bf16=False, nhwc=False),
         "miniai, float32, channels last": step(channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True),
         "miniai, the same, convolutions by Winograd's way": step(
-            channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True, fewer_products=True
+            channels_last(copy.deepcopy(ours)), bf16=False, nhwc=True, as_trained=True
         ),
     }
     if training_dtype(torch.device("cpu")) == torch.bfloat16:
@@ -67,6 +67,9 @@ def main(repeats: int = 7) -> None:
         rows |= {
             "Diffusers, bfloat16 autocast, channels last": step(channels_last(theirs), bf16=True, nhwc=True),
             "miniai, bfloat16 autocast, channels last": step(channels_last(ours), bf16=True, nhwc=True),
+            "miniai, the same, small maps as products of matrices": step(
+                channels_last(copy.deepcopy(ours)), bf16=True, nhwc=True, as_trained=True
+            ),
             "miniai, the same, compiled (`--compile`)": step(compiled, bf16=True, nhwc=True),
         }
     times: dict[str, list[float]] = {name: [] for name in rows}

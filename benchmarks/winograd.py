@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miniai.nn.learning import LearningConv2d, learning
 from miniai.nn.resnet import ResNet
-from miniai.nn.winograd import WinogradConv2d, winograd, winograd_conv2d
+from miniai.nn.winograd import winograd_conv2d
 from miniai.recipes.fashion_classifier import NETWORKS
 from miniai.recipes.model_card import machine
 from miniai.recipes.training import channels_last, initial_weights
@@ -44,7 +45,7 @@ def in_turn(*ways: Callable[[], object], repeats: int = 7) -> list[float]:
     return [statistics.median(one[1:]) for one in times]
 
 
-def learning(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def gradients(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """The answers, and the gradients of x and weight."""
     out = convolve(x, weight)
     return out.detach(), *torch.autograd.grad(out, (x, weight), grad)
@@ -61,11 +62,11 @@ def compare(b: int, c: int, d: int, side: int) -> str:
     def theirs(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, padding=1)
 
-    both = [learning(way, x, weight, grad) for way in (theirs, winograd_conv2d)]
+    both = [gradients(way, x, weight, grad) for way in (theirs, winograd_conv2d)]
     error = max(float((ours - plain).norm() / plain.norm()) for plain, ours in zip(*both, strict=True))
-    plain, ours = in_turn(*(lambda way=way: learning(way, x, weight, grad) for way in (theirs, winograd_conv2d)))
-    layer = WinogradConv2d(c, d, 3, padding=1)
-    taken = "yes" if layer.pays(x) else "no"
+    plain, ours = in_turn(*(lambda way=way: gradients(way, x, weight, grad) for way in (theirs, winograd_conv2d)))
+    layer = LearningConv2d(c, d, 3, padding=1)
+    taken = "yes" if layer.by_tiles(x) else "no"
     return (
         f"| {b} | {c} | {d} | {side}×{side} | {plain:.0f} | {ours:.0f} | {plain / ours:.2f} | {taken} | {error:.0e} |"
     )
@@ -77,7 +78,7 @@ def classifier_step(network: nn.Module, by_winograd: bool) -> Callable[[], objec
     labels = torch.arange(256) % 10
 
     def step() -> None:
-        with winograd(network) if by_winograd else nullcontext():
+        with learning(network) if by_winograd else nullcontext():
             F.cross_entropy(network(x), labels).backward()
 
     return step

@@ -7,8 +7,6 @@ channels, at each place: 36 multiplications for 16 answers, where there were 144
 transposed matrices. Carrying takes passes over memory, so it pays for many channels on few pixels.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +28,6 @@ _G = (
 )
 _A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 _A, _B, _G_T = (tuple(zip(*matrix, strict=True)) for matrix in (_A_T, _B_T, _G))
-CARRYING = 150  # what carrying a number there and back costs, in multiplications of a matrix product, as measured
 AT_A_TIME = 1_500_000  # numbers that are carried at a time: what the cache of a core holds
 TILES_AT_A_TIME = 128  # but no fewer tiles without gradients: each time, the whole of the carried kernels is read
 
@@ -163,19 +160,6 @@ def _overlapped(windows: Float[Tensor, "b rows 6 columns 6 c"]) -> Float[Tensor,
     return whole.view(b, (rows + 1) * TILE, (columns + 1) * TILE, c)
 
 
-class WinogradConv2d(nn.Conv2d):
-    """`nn.Conv2d` of 3×3 with padding 1, which trains by `winograd_conv2d` wherever that is faster: see `winograd`."""
-
-    def pays(self, x: Float[Tensor, "*b c h w"]) -> bool:
-        """Whether it is faster for `x`: gradients are wanted (`miniai.nn.painting` is for when they are not), on a
-        CPU, in float32 (units for bfloat16 are faster still), and enough channels share what carrying costs."""
-        possible = x.ndim == 4 and torch.is_grad_enabled() and can_compute(self.weight, x)
-        return possible and saves(self, x, CARRYING)
-
-    def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
-        return winograd_conv2d(x, self.weight, self.bias) if self.pays(x) else super().forward(x)
-
-
 def can_compute(weight: Tensor, x: Tensor) -> bool:
     """Whether both are float32 on a CPU, and nothing is traced or compiled."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -199,25 +183,3 @@ def keeps_size(layer: nn.Conv2d) -> bool:
     """Whether it is of 3×3, goes one pixel at a time, and pads with one zero at each edge."""
     same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
     return same and layer.groups == 1 and layer.padding_mode == "zeros"
-
-
-@contextmanager
-def winograd(model: nn.Module) -> Iterator[None]:
-    """Within, the 3×3 convolutions inside `model` that go one pixel at a time and keep the picture's size train by
-    Winograd's way where it is faster; afterwards they are plain again. Weights and their names stay as they are.
-
-    >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
-    >>> with winograd(model):
-    ...     type(model[0]).__name__, model[0].pays(torch.zeros(8, 256, 8, 8)), model[0].pays(torch.zeros(8, 256, 1, 1))
-    ('WinogradConv2d', True, False)
-    >>> type(model[0]).__name__
-    'Conv2d'
-    """
-    layers = [layer for layer in model.modules() if type(layer) is nn.Conv2d and keeps_size(layer)]
-    for layer in layers:
-        layer.__class__ = WinogradConv2d
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__class__ = nn.Conv2d

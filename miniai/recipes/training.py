@@ -15,8 +15,8 @@ from torch import nn
 from miniai.base.device import training_dtype
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
+from miniai.nn.learning import learning
 from miniai.nn.unet import UNetConfig
-from miniai.nn.winograd import winograd
 from miniai.recipes.text_to_image_config import StageConfig
 from miniai.train.callback import Callback
 from miniai.train.callbacks import Device, Every, GradientClip, Precision
@@ -140,7 +140,7 @@ def run_stage(
         seed=seed,
     )
     resume(learner, run.folder / "checkpoints")
-    with winograd(model):
+    with learning(model):
         learner.fit()
     another_was = run.steps is not None and learner.step < run.steps  # interrupted, of several processes
     if interrupt.received is not None or another_was:

@@ -1,17 +1,14 @@
 """Winograd's way to a convolution, beside PyTorch's own."""
 
-from copy import deepcopy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniai.nn import winograd as module
-from miniai.nn.resnet import ResBlock
-from miniai.nn.winograd import WinogradConv2d, carried_kernels, convolve, winograd, winograd_conv2d
+from miniai.nn.winograd import carried_kernels, convolve, winograd_conv2d
 
 
 def answers_and_gradients(convolve: object, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -103,78 +100,3 @@ def test_what_does_not_learn_costs_nothing_and_the_other_gradient_is_the_same(le
     out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(tensors[learns].grad, both[0 if learns == "x" else 1], rtol=1e-4, atol=1e-4)
     assert tensors["weight" if learns == "x" else "x"].grad is None
-
-
-def test_within_the_context_a_block_learns_by_it_and_ends_in_the_same_weights() -> None:
-    torch.manual_seed(0)
-    block = ResBlock(128, 128)
-    nn.init.ones_(block.norm2.weight)
-    other = deepcopy(block)
-    x = torch.randn(8, 128, 8, 8)
-
-    def learn(block: nn.Module) -> list[float]:
-        optimizer = torch.optim.SGD(block.parameters(), 0.1)
-        losses = []
-        for _ in range(4):
-            loss = (block(x) - x.flip(1)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    expected = learn(other)
-    with winograd(block):
-        assert type(block.conv1) is type(block.conv2) is WinogradConv2d
-        assert block.conv1.pays(x)
-        assert "_Winograd" in type(block.conv1(x).grad_fn).__name__
-        assert learn(block) == pytest.approx(expected, rel=1e-5)
-    assert expected[-1] < expected[0]
-    assert type(block.conv1) is nn.Conv2d
-    for name, value in other.state_dict().items():
-        torch.testing.assert_close(block.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error() -> None:
-    kept = [
-        nn.Conv2d(128, 128, 1),
-        nn.Conv2d(128, 128, 3),
-        nn.Conv2d(128, 128, 3, padding="same"),
-        nn.Conv2d(128, 128, 3, stride=2, padding=1),
-        nn.Conv2d(128, 128, 3, padding=1, groups=2),
-        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
-        nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"),
-        nn.ConvTranspose2d(128, 128, 3, padding=1),
-    ]
-    model = nn.ModuleList([*kept, nn.Conv2d(128, 128, 3, padding=1)])
-    before = [type(one) for one in model]
-    names = list(model.state_dict())
-
-    def fail() -> None:
-        with winograd(model):
-            assert [type(one) for one in model] == [*before[:-1], WinogradConv2d]
-            assert list(model.state_dict()) == names
-            raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        fail()
-    assert [type(one) for one in model] == before
-
-
-def test_where_it_would_be_slower_or_less_exact_the_layer_is_plain() -> None:
-    layer = WinogradConv2d(128, 128, 3, padding=1)
-    x = torch.randn(2, 128, 8, 8)
-    assert layer.pays(x)
-    assert not WinogradConv2d(32, 32, 3, padding=1).pays(torch.randn(2, 32, 8, 8))  # too few channels
-    assert not layer.pays(x[:, :, :1, :1])  # a whole tile for one pixel
-    assert not layer.pays(x[0])  # no batch
-    assert not layer.pays(x.bfloat16())
-    assert not layer.double().pays(x.double())
-    layer.float()
-    with torch.no_grad():
-        assert not layer.pays(x)
-        assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not layer.pays(x)
-    assert not layer.to("meta").pays(x.to("meta"))
-    assert layer(x[0].to("meta")).shape == (128, 8, 8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_model import tiny_pipeline
 
-from miniai.nn.winograd import WinogradConv2d
+from miniai.nn.learning import LearningConv2d
 from miniai.recipes.text_to_image_config import TINY
 from miniai.recipes.training import StageRun, make_optimizer, run_stage
 from miniai.recipes.unet_stage import TextToImageModel
@@ -66,5 +66,5 @@ def test_a_stage_trains_by_winograds_way_and_leaves_plain_layers(tmp_path: Path)
 
     run = StageRun("convolution", tmp_path, torch.device("cpu"), None, 3)
     run_stage(run, TINY.unet_stage, model, TensorDataset((torch.randn(8, 2, 4, 4),)), objective, seed=0)
-    assert seen == {WinogradConv2d}
+    assert seen == {LearningConv2d}
     assert type(model) is torch.nn.Conv2d

@@ -1,0 +1,151 @@
+"""Convolutions that learn by the fastest way, beside PyTorch's own."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai.nn import learning as module
+from miniai.nn.learning import LearningConv2d, learning
+from miniai.nn.resnet import ResBlock
+
+
+def test_within_the_context_a_block_learns_by_tiles_and_ends_in_the_same_weights() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(128, 128)
+    nn.init.ones_(block.norm2.weight)
+    other = deepcopy(block)
+    x = torch.randn(8, 128, 8, 8)
+
+    def learn(block: nn.Module) -> list[float]:
+        optimizer = torch.optim.SGD(block.parameters(), 0.1)
+        losses = []
+        for _ in range(4):
+            loss = (block(x) - x.flip(1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    expected = learn(other)
+    with learning(block):
+        assert type(block.conv1) is type(block.conv2) is LearningConv2d
+        assert block.conv1.by_tiles(x)
+        assert "_Winograd" in type(block.conv1(x).grad_fn).__name__
+        assert learn(block) == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
+    assert type(block.conv1) is nn.Conv2d
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(block.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error() -> None:
+    kept = [
+        nn.Conv2d(128, 128, 1),
+        nn.Conv2d(128, 128, 3),
+        nn.Conv2d(128, 128, 3, padding="same"),
+        nn.Conv2d(128, 128, 3, stride=2, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"),
+        nn.ConvTranspose2d(128, 128, 3, padding=1),
+    ]
+    model = nn.ModuleList([*kept, nn.Conv2d(128, 128, 3, padding=1)])
+    before = [type(one) for one in model]
+    names = list(model.state_dict())
+
+    def fail() -> None:
+        with learning(model):
+            assert [type(one) for one in model] == [*before[:-1], LearningConv2d]
+            assert list(model.state_dict()) == names
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
+    assert [type(one) for one in model] == before
+
+
+def test_tiles_are_left_where_they_would_be_slower_or_less_exact() -> None:
+    layer = LearningConv2d(128, 128, 3, padding=1)
+    x = torch.randn(2, 128, 8, 8)
+    assert layer.by_tiles(x)
+    assert not LearningConv2d(32, 32, 3, padding=1).by_tiles(torch.randn(2, 32, 8, 8))  # too few channels
+    assert not layer.by_tiles(x[:, :, :1, :1])  # a whole tile for one pixel
+    assert not layer.by_tiles(x[0])  # no batch
+    assert not layer.by_tiles(x.bfloat16())
+    assert not layer.double().by_tiles(x.double())
+    layer.float()
+    with torch.no_grad():
+        assert not layer.by_tiles(x)
+        assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer.by_tiles(x)
+    assert not layer.to("meta").by_tiles(x.to("meta"))
+    assert layer(x[0].to("meta")).shape == (128, 8, 8)
+
+
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of matrices are right on every CPU, and only quick on some."""
+    monkeypatch.setattr(module, "has_amx", lambda: True)
+
+
+@pytest.mark.usefixtures("amx")
+def test_under_autocast_small_maps_learn_as_products_and_end_in_the_same_weights() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(40, 48, 3, padding=1), nn.SiLU(), nn.Conv2d(48, 40, 3, padding=1, bias=False))
+    other = deepcopy(block)
+    x = torch.randn(16, 40, 8, 4)
+
+    def learn(block: nn.Sequential) -> list[float]:
+        optimizer = torch.optim.SGD(block.parameters(), 0.5)
+        losses = []
+        for _ in range(6):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = (block(x).float() - x.flip(1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    expected = learn(other)
+    with learning(block):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert block[0].by_products(x)
+            y = block[0](x)
+        assert "_Unfolded" in type(y.grad_fn).__name__
+        assert y.dtype == torch.bfloat16
+        assert learn(block) == pytest.approx(expected, rel=2e-3)
+    assert expected[-1] < 0.95 * expected[0]
+    for one, two in zip(block.parameters(), other.parameters(), strict=True):
+        assert (one - two).norm() < 2e-3 * two.norm()
+
+
+@pytest.mark.usefixtures("amx")
+def test_products_are_left_where_they_would_be_slower_or_less_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LearningConv2d(64, 64, 3, padding=1)
+    x = torch.randn(2, 64, 8, 8)
+    assert not layer.by_products(x)  # in float32
+    assert not layer.by_products(x.bfloat16())  # an error, as in PyTorch
+    assert layer.bfloat16().by_products(x.bfloat16())
+    layer.float()
+    with torch.autocast("cpu", torch.float16):
+        assert not layer.by_products(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.by_products(x)
+        assert not layer.by_products(torch.randn(2, 64, 8, 9))  # a larger map
+        assert not layer.by_products(torch.randn(2, 64, 0, 8))
+        assert not layer.by_products(x[0])
+        assert not LearningConv2d(16, 64, 3, padding=1).by_products(x[:, :16])
+        with torch.no_grad():
+            assert not layer.by_products(x)
+        layer.weight.requires_grad_(False)
+        assert not layer.by_products(x)
+        layer.weight.requires_grad_()
+        monkeypatch.setattr(module, "has_amx", lambda: False)
+        assert not layer.by_products(x)
+        assert "Convolution" in type(layer(x).grad_fn).__name__
