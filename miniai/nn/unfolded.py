@@ -52,7 +52,7 @@ class _Unfolded(torch.autograd.Function):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
         if _pixels(x) > FEW_PIXELS:
-            return F.conv2d(x, weight, bias, padding=1)
+            return F.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
         return _products(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias)
 
     @staticmethod

@@ -120,7 +120,7 @@ def test_under_autocast_small_maps_learn_as_products_and_end_in_the_same_weights
         assert "_Unfolded" in type(y.grad_fn).__name__
         assert y.dtype == torch.bfloat16
         assert learn(block) == pytest.approx(expected, rel=2e-3)
-    assert expected[-1] < 0.95 * expected[0]
+    assert expected[-1] < 0.97 * expected[0]
     for one, two in zip(block.parameters(), other.parameters(), strict=True):
         assert (one - two).norm() < 2e-3 * two.norm()
 
