@@ -12,7 +12,7 @@ from miniai.nn.unfolded import MORE_PIXELS, has_amx, unfolded_conv2d
 from miniai.nn.winograd import can_compute, keeps_size, saves, winograd_conv2d
 
 CARRYING = 150  # what carrying a number to tiles and back costs, in multiplications of a matrix product, as measured
-ENOUGH_CHANNELS = 32  # both those seen and those made: with fewer, rows are copied for too little
+ENOUGH_CHANNELS = 96  # both those seen and those made: with fewer, rows are copied for too little
 
 
 class LearningConv2d(nn.Conv2d):

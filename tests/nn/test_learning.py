@@ -96,9 +96,9 @@ def amx(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("amx")
 def test_under_autocast_small_maps_learn_as_products_and_end_in_the_same_weights() -> None:
     torch.manual_seed(0)
-    block = nn.Sequential(nn.Conv2d(40, 48, 3, padding=1), nn.SiLU(), nn.Conv2d(48, 40, 3, padding=1, bias=False))
+    block = nn.Sequential(nn.Conv2d(96, 104, 3, padding=1), nn.SiLU(), nn.Conv2d(104, 96, 3, padding=1, bias=False))
     other = deepcopy(block)
-    x = torch.randn(16, 40, 8, 4)
+    x = torch.randn(16, 96, 8, 4)
 
     def learn(block: nn.Sequential) -> list[float]:
         optimizer = torch.optim.SGD(block.parameters(), 0.5)
@@ -127,8 +127,8 @@ def test_under_autocast_small_maps_learn_as_products_and_end_in_the_same_weights
 
 @pytest.mark.usefixtures("amx")
 def test_products_are_left_where_they_would_be_slower_or_less_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = LearningConv2d(64, 64, 3, padding=1)
-    x = torch.randn(2, 64, 8, 8)
+    layer = LearningConv2d(96, 96, 3, padding=1)
+    x = torch.randn(2, 96, 8, 8)
     assert not layer.by_products(x)  # in float32
     assert not layer.by_products(x.bfloat16())  # an error, as in PyTorch
     assert layer.bfloat16().by_products(x.bfloat16())
@@ -137,10 +137,10 @@ def test_products_are_left_where_they_would_be_slower_or_less_exact(monkeypatch:
         assert not layer.by_products(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.by_products(x)
-        assert not layer.by_products(torch.randn(2, 64, 8, 9))  # a larger map
-        assert not layer.by_products(torch.randn(2, 64, 0, 8))
+        assert not layer.by_products(torch.randn(2, 96, 8, 9))  # a larger map
+        assert not layer.by_products(torch.randn(2, 96, 0, 8))
         assert not layer.by_products(x[0])
-        assert not LearningConv2d(16, 64, 3, padding=1).by_products(x[:, :16])
+        assert not LearningConv2d(32, 96, 3, padding=1).by_products(x[:, :32])
         with torch.no_grad():
             assert not layer.by_products(x)
         layer.weight.requires_grad_(False)
