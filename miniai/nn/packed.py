@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from miniai.nn.doubling import convolve_doubled, packed_for_doubling, repeated
+from miniai.nn.doubling import convolve_doubled, packed_for_doubling, pays, repeated
 from miniai.nn.gated import GatedLinear
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -196,7 +196,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
     def of_doubled(self, x: Tensor) -> Tensor:
         """`forward` of the map with each pixel repeated twice both ways: for 3×3 kernels that keep the map's size."""
-        if not self.can_compute(x):
+        if not (self.can_compute(x) and pays(x, self.out_channels)):
             return self(repeated(x))
         if "merged" not in self._buffers:
             self.register_buffer("merged", packed_for_doubling(self.plain_weight()), persistent=False)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.memory import give_back_unwritten
-from miniai.nn.doubling import convolve_doubled, packed_for_doubling, repeated
+from miniai.nn.doubling import convolve_doubled, packed_for_doubling, pays, repeated
 from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
@@ -73,7 +73,8 @@ class PaintingConv2d(_Painting, nn.Conv2d):
         """`forward` of the map with each pixel repeated twice both ways."""
         b, c, h, w = x.shape
         shape_of_repeated = x.new_empty(1, 1, 1, 1).expand(b, c, 2 * h, 2 * w)
-        if 0 in x.shape or not (self.can_paint(x) and can_pack()) or self.by_tiles(shape_of_repeated):
+        possible = 0 not in x.shape and self.can_paint(x) and can_pack()
+        if not possible or self.by_tiles(shape_of_repeated) or not pays(x, self.out_channels):
             return self(repeated(x))
         return convolve_doubled(x, self.ready("doubled", packed_for_doubling), self.bias)
 

@@ -4,6 +4,7 @@ import copy
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -111,6 +112,17 @@ def test_a_packed_upsampler_keeps_its_weight_and_follows_another(doubled: list[A
         assert not any(name == "conv.merged" for name, _ in plain.named_buffers())
         torch.testing.assert_close(plain(x).double(), exactly(other, x), rtol=1e-5, atol=1e-5)
         assert len(doubled) == 4
+
+
+@pytest.mark.parametrize("prepare", [pack_weights, None])
+def test_for_maps_too_small_to_pay_no_kernel_is_merged(prepare: Any, doubled: list[Any]) -> None:
+    layer = upsampler(24)
+    with torch.no_grad(), painting(layer) if prepare is None else nullcontext():
+        if prepare is not None:
+            prepare(layer)
+        for side, n_doubled in ((3, 0), (4, 1)):  # 36 and 64 pixels for 24 channels
+            layer(maps(1, 24, side, side))
+            assert len(doubled) == n_doubled * can_pack()
 
 
 def test_gradients_through_a_packed_upsampler_are_those_of_the_plain_one(doubled: list[Any]) -> None:
