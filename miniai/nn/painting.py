@@ -1,9 +1,10 @@
 """Layers that paint in float32 on a CPU from weights made ready once, for the length of a painting.
 
-3×3 convolutions go by Winograd's way (`miniai.nn.winograd`) where many tiles of the map share what that costs;
-elsewhere they, and large linear layers, have weights in the blocks that oneDNN would otherwise lay out anew each time
-(`miniai.nn.packed` says why). The layers' own weights stay parameters, as they are; pages of those that are mapped from
-a file go back to the system meanwhile.
+3×3 convolutions go by Winograd's way (`miniai.nn.winograd`) where many tiles of the map share what that costs, and else
+by merged kernels (`miniai.nn.doubling`) where the map's pixels were to be repeated first. The others, and large linear
+layers, have weights in the blocks that oneDNN would otherwise lay out anew each time (`miniai.nn.packed` says why). The
+layers' own weights stay parameters, as they are; pages of those that are mapped from a file go back to the system
+meanwhile.
 """
 
 import threading
