@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Which of three weights in a row lie on the pixel that gives to each of four answers in a row.
 _TAPS = (slice(2, 3), slice(1, 3), slice(0, 2), slice(0, 1))
-PIXELS_PER_CHANNEL = 2
+PIXELS_PER_CHANNEL = 2  # of the repeated maps: from here on a merged kernel is worth its memory
 _PADDING, _MORE, _STRIDE, _DILATION = (1, 1), (0, 0), (2, 2), (1, 1)
 
 

@@ -5,11 +5,25 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from miniai.nn import learning as module
 from miniai.nn.learning import LearningConv2d, learning
 from miniai.nn.resnet import ResBlock
+
+
+def learn(block: nn.Module, x: Tensor, rate: float, half: bool = False) -> list[float]:
+    """The losses of a few steps towards x with its channels turned round, under autocast to bfloat16 if asked."""
+    optimizer = torch.optim.SGD(block.parameters(), rate)
+    losses = []
+    for _ in range(6 if half else 4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = (block(x).float() - x.flip(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def test_within_the_context_a_block_learns_by_tiles_and_ends_in_the_same_weights() -> None:
@@ -19,23 +33,12 @@ def test_within_the_context_a_block_learns_by_tiles_and_ends_in_the_same_weights
     other = deepcopy(block)
     x = torch.randn(8, 128, 8, 8)
 
-    def learn(block: nn.Module) -> list[float]:
-        optimizer = torch.optim.SGD(block.parameters(), 0.1)
-        losses = []
-        for _ in range(4):
-            loss = (block(x) - x.flip(1)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    expected = learn(other)
+    expected = learn(other, x, 0.1)
     with learning(block):
         assert type(block.conv1) is type(block.conv2) is LearningConv2d
         assert block.conv1.by_tiles(x)
         assert "_Winograd" in type(block.conv1(x).grad_fn).__name__
-        assert learn(block) == pytest.approx(expected, rel=1e-5)
+        assert learn(block, x, 0.1) == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0]
     assert type(block.conv1) is nn.Conv2d
     for name, value in other.state_dict().items():
@@ -100,26 +103,14 @@ def test_under_autocast_small_maps_learn_as_products_and_end_in_the_same_weights
     other = deepcopy(block)
     x = torch.randn(16, 96, 8, 4)
 
-    def learn(block: nn.Sequential) -> list[float]:
-        optimizer = torch.optim.SGD(block.parameters(), 0.5)
-        losses = []
-        for _ in range(6):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = (block(x).float() - x.flip(1)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    expected = learn(other)
+    expected = learn(other, x, 0.5, half=True)
     with learning(block):
         with torch.autocast("cpu", torch.bfloat16):
             assert block[0].by_products(x)
             y = block[0](x)
         assert "_Unfolded" in type(y.grad_fn).__name__
         assert y.dtype == torch.bfloat16
-        assert learn(block) == pytest.approx(expected, rel=2e-3)
+        assert learn(block, x, 0.5, half=True) == pytest.approx(expected, rel=2e-3)
     assert expected[-1] < 0.97 * expected[0]
     for one, two in zip(block.parameters(), other.parameters(), strict=True):
         assert (one - two).norm() < 2e-3 * two.norm()
