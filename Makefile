@@ -20,8 +20,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt miniai/__init__.py
 	@touch $@
 
 # Without byte code ahead of time, of which the tests' packages have 20,000 files: Python writes what it imports.
+# k-diffusion asks for torchvision, which its samplers do not need: tests/diffusion/test_against_k_diffusion.py.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --no-compile --editable '.[dev]'
+	$(PIP) --no-compile --no-deps k-diffusion
 	@touch $@
 
 generate: $(VENV)/.installed
