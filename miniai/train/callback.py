@@ -3,11 +3,16 @@
 The loop that calls them is in learner.py.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from miniai.base.errors import UserError
 
 if TYPE_CHECKING:
     from miniai.train.learner import Learner
+
+T = TypeVar("T")
 
 
 class CancelBatchException(Exception):  # noqa: N818 (the course's name: it is a signal, not an error)
@@ -91,3 +96,23 @@ class Callback:
     @property
     def name(self) -> str:
         return type(self).__name__
+
+
+def attributed(callback: Callback, event: str, do: Callable[[], T]) -> T:
+    """What `do` returns; if it fails, CallbackError says that it was this callback, in this event.
+
+    Signals, errors that the user can mend, and errors that have a name already pass as they are.
+    """
+    try:
+        return do()
+    except (CancelBatchException, CancelEpochException, CancelFitException, UserError, CallbackError):
+        raise
+    except Exception as error:
+        raise named(callback, event, error) from error
+
+
+def named(callback: Callback, event: str, error: Exception) -> CallbackError:
+    """The error, as that of this callback in this event."""
+    found = CallbackError(f"callback {callback.name} failed in {event}: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from miniai.train.callback import Callback
+from miniai.train.callback import Callback, attributed
 from miniai.train.learner import Learner
 
 HookFunction = Callable[["Hook", nn.Module, Any, Any], Any]
@@ -151,4 +151,6 @@ class HooksCallback(Callback):
         self._stack.close()
 
     def _observe_if_due(self, hook: Hook, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        return self.observe(hook, module, inputs, outputs) if self._looking else None
+        if not self._looking:
+            return None
+        return attributed(self, "observe", lambda: self.observe(hook, module, inputs, outputs))

@@ -20,6 +20,8 @@ from miniai.train.callback import (
     CancelBatchException,
     CancelEpochException,
     CancelFitException,
+    attributed,
+    named,
 )
 from miniai.train.data import Loader, batch_size_of
 
@@ -155,7 +157,7 @@ class Learner:
         """The objective, which runs the model; sets `loss`, `outputs` and `scalars`."""
         with ExitStack() as contexts:
             for callback in self.callbacks:
-                contexts.enter_context(callback.around_forward(self))
+                self._enter(contexts, callback)
             found = self.perform("objective", self._own_objective)
         self.outputs = dict(found) if isinstance(found, Mapping) else {"loss": found}
         self.loss = self.outputs["loss"]
@@ -243,12 +245,14 @@ class Learner:
     def _call(self, callback: Callback, name: str) -> Any:
         if self.process and callback.main_process_only:
             return None
-        try:
-            return getattr(callback, name)(self)
-        except (CancelBatchException, CancelEpochException, CancelFitException, UserError):
-            raise
-        except Exception as error:
-            raise _named(callback, name, error) from error
+        return attributed(callback, name, lambda: getattr(callback, name)(self))
+
+    def _enter(self, contexts: ExitStack, callback: Callback) -> None:
+        """What the callback puts around the objective; its own errors are named, before and after."""
+        name = "around_forward"
+        if (context := self._call(callback, name)) is not None:
+            attributed(callback, name, context.__enter__)
+            contexts.push(lambda *error: attributed(callback, name, lambda: context.__exit__(*error)))
 
     @property
     def network(self) -> nn.Module:
@@ -293,15 +297,9 @@ class Learner:
                 try:
                     self._call(callback, "cleanup")
                 except Exception as error:
-                    failures.append(error if isinstance(error, CallbackError) else _named(callback, "cleanup", error))
+                    failures.append(error if isinstance(error, CallbackError) else named(callback, "cleanup", error))
             if first is not None:
                 for failure in failures:
                     first.add_note(str(failure))
             elif failures:
                 raise failures[0]
-
-
-def _named(callback: Callback, event: str, error: Exception) -> CallbackError:
-    named = CallbackError(f"callback {callback.name} failed in {event}: {type(error).__name__}: {error}")
-    named.__cause__ = error
-    return named

@@ -94,7 +94,9 @@ def test_a_sampler_paints_what_theirs_paints_with_their_denoiser_and_levels(
     compare(k_diffusion, name, denoiser, sigmas)
 
 
-@pytest.mark.parametrize("options", [{"s_churn": 4.0}, {"s_churn": 20.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.01}])
+@pytest.mark.parametrize(
+    "options", [{"s_churn": 4.0}, {"s_churn": 20.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.01}]
+)
 @pytest.mark.parametrize("name", ["euler", "heun"])
 def test_churn_is_theirs(k_diffusion: Any, name: str, options: dict[str, float]) -> None:
     denoiser = their_denoiser(k_diffusion, "epsilon")

@@ -19,7 +19,7 @@ from small_training import make_learner, run
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
-from miniai.train.callback import Callback, CancelBatchException
+from miniai.train.callback import Callback, CallbackError, CancelBatchException
 from miniai.train.callbacks import Every, SingleBatch
 from miniai.train.checkpoint import Checkpoint, checkpoints, resume, save_checkpoint
 from miniai.train.data import Loader
@@ -239,6 +239,19 @@ def test_a_disk_that_takes_half_a_line_of_the_log_stops_the_training_before_a_ch
     assert steps_saved(tmp_path) == 10
     go_on(tmp_path)
     assert_same_end(tmp_path, whole, N_STEPS)
+
+
+def test_an_error_before_a_checkpoint_names_the_callback_that_failed_and_keeps_the_previous_one(tmp_path: Path) -> None:
+    class Clumsy(Callback):
+        def before_save(self, learner: Learner) -> None:
+            if learner.step == 10:
+                raise ZeroDivisionError("by 0")
+
+    learner = make_learner(tmp_path, N_STEPS)
+    learner.callbacks.append(Clumsy())
+    with pytest.raises(CallbackError, match=r"^callback Clumsy failed in before_save: ZeroDivisionError: by 0$"):
+        learner.fit()
+    assert steps_saved(tmp_path) == 5
 
 
 def test_a_resumed_fused_optimizer_keeps_the_memory_layout_of_its_weights(tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ def test_the_callbacks_hooks_come_off_after_an_error_in_another_callback() -> No
     assert n_hooks(learner.model) == 0
 
 
+def test_an_error_in_a_callbacks_hook_names_the_callback() -> None:
+    def fail(hook: Hook, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        raise ZeroDivisionError("by 0")
+
+    learner = make_learner(HooksCallback(fail))
+    with pytest.raises(CallbackError, match="callback HooksCallback failed in observe: ZeroDivisionError: by 0"):
+        learner.fit(1)
+    assert n_hooks(learner.model) == 0
+
+
 def test_activation_stats_are_those_of_the_outputs() -> None:
     kept: list[Tensor] = []
     keep = HooksCallback(

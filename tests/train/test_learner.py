@@ -1,5 +1,7 @@
 """The loop: its events, its order, its three ways to stop early, and its two kinds of error."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -184,6 +186,48 @@ def test_an_error_in_a_callback_names_it_and_the_event_and_the_others_clean_up(e
     assert [diary.events.count("cleanup") for diary in diaries] == [1, 1, 1]
     if event not in ("cleanup", "after_fit"):
         assert "after_fit" not in diaries[0].events
+
+
+@pytest.mark.parametrize("when", ["asked", "entered", "left"])
+def test_an_error_in_what_a_callback_puts_around_the_objective_is_named(when: str) -> None:
+    class Clumsy(Callback):
+        def around_forward(self, learner: Learner) -> AbstractContextManager[None]:
+            if when == "asked":
+                raise ZeroDivisionError("by 0")
+            return self.context()
+
+        @contextmanager
+        def context(self) -> Iterator[None]:
+            if when == "entered":
+                raise ZeroDivisionError("by 0")
+            yield
+            if when == "left":
+                raise ZeroDivisionError("by 0")
+
+    diary = Diary()
+    with pytest.raises(CallbackError, match="callback Clumsy failed in around_forward: ZeroDivisionError: by 0"):
+        make_learner(diary, Clumsy()).fit(1)
+    assert diary.events[-1] == "cleanup"
+
+
+def test_what_a_callback_puts_around_the_objective_sees_the_objectives_error_and_does_not_rename_it() -> None:
+    seen = []
+
+    class Watches(Callback):
+        @contextmanager
+        def around_forward(self, learner: Learner) -> Iterator[None]:
+            try:
+                yield
+            except IndexError as error:
+                seen.append(str(error))
+                raise
+
+    def fail(model: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
+        raise IndexError("out of data")
+
+    with pytest.raises(IndexError, match="out of data"):
+        make_learner(Watches(), objective=fail).fit(1)
+    assert seen == ["out of data"]
 
 
 def test_an_error_in_the_objective_cleans_up_and_stays_what_it_was() -> None:
