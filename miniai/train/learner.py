@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from miniai.base.device import widest_float
-from miniai.base.errors import UserError
 from miniai.base.modes import in_eval_mode
 from miniai.base.seeds import make_generator
 from miniai.train.callback import (

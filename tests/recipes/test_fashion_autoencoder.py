@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_fashion import CPU, DATA, tiny_autoencoder, tiny_latent
 
 from miniai.base.errors import UserError
 from miniai.cli import run
@@ -30,31 +31,6 @@ from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fas
 from miniai.recipes.fashion_latent import FashionLatentConfig, LatentScale, load_painter, train_fashion_latent
 from miniai.recipes.training import initial_weights
 from miniai.train.fashion_mnist import load_fashion_mnist
-
-DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
-CPU = torch.device("cpu")
-
-
-def tiny_autoencoder(kl: float = 0.0) -> FashionAutoencoderConfig:
-    config = FashionAutoencoderConfig(small_autoencoder((8, 16), 2), kl=kl)
-    return replace(config, stage=replace(config.stage, batch_size=20, learning_rate=4e-3, ema=0.5))
-
-
-def tiny_latent() -> FashionLatentConfig:
-    config = FashionLatentConfig(tiny_autoencoder(1e-4))
-    model = replace(
-        config.diffusion.model,
-        sample_size=16,
-        in_channels=2,
-        out_channels=2,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-    )
-    stage = replace(config.diffusion.stage, batch_size=20)
-    return replace(config, diffusion=replace(config.diffusion, model=model, stage=stage, n_steps=3))
 
 
 def test_an_autoencoder_learns_to_paint_unseen_pictures_again(tmp_path: Path) -> None:

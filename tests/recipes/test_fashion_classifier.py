@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_fashion import CPU, DATA, tiny_classifier
 
 from miniai.base.configs import config_from_dict
 from miniai.base.errors import UserError
@@ -25,10 +26,7 @@ from miniai.train.fashion_mnist import load_fashion_mnist
 from miniai.train.inference import as_it_is, flipped, predict_with_views
 from miniai.train.mixup import MixUp
 
-DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
-CPU = torch.device("cpu")
-SMALL = FashionClassifierConfig(model=ResNetConfig(block_out_channels=(16, 32), stem_channels=8))
-SMALL = replace(SMALL, stage=replace(SMALL.stage, batch_size=20, ema=0.5))
+SMALL = tiny_classifier()
 
 
 def test_a_few_epochs_on_a_few_pictures_beat_chance_by_far(tmp_path: Path) -> None:

@@ -11,39 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_fashion import CPU, DATA, tiny
 from torch import Tensor
 
 from miniai.base.errors import UserError
 from miniai.cli import run
 from miniai.diffusion.continuous_objectives import EDMObjective
 from miniai.nn.resnet import ResNetConfig
-from miniai.nn.unet2d import UNet2DConfig, UNet2DModel
+from miniai.nn.unet2d import UNet2DModel
 from miniai.recipes.fashion_classifier import FashionClassifierConfig, train_fashion_classifier
 from miniai.recipes.fashion_diffusion import train_fashion_diffusion
-from miniai.recipes.fashion_diffusion_config import KINDS, N_CLASSES, RECIPES, FashionDiffusionConfig, Kind
+from miniai.recipes.fashion_diffusion_config import KINDS, N_CLASSES, RECIPES, Kind
 from miniai.recipes.fashion_painting import from_patches, load_fashion_diffusion, paint, to_patches
 from miniai.recipes.training import initial_weights
 from miniai.recipes.unet_stage import init_unet
 from miniai.train.fashion_mnist import load_fashion_mnist
-
-DATA = Path(__file__).parent.parent / "data" / "fashion-mnist"
-CPU = torch.device("cpu")
-
-
-def tiny(kind: Kind) -> FashionDiffusionConfig:
-    recipe = RECIPES[kind]
-    model = UNet2DConfig(
-        sample_size=recipe.model.sample_size,
-        in_channels=recipe.patch_size**2,
-        out_channels=recipe.patch_size**2,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        num_class_embeds=recipe.model.num_class_embeds,
-    )
-    return replace(recipe, model=model, stage=replace(recipe.stage, batch_size=16), n_steps=3, sampler="euler")
 
 
 @pytest.mark.parametrize("kind", KINDS)

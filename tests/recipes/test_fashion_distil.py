@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fashion_diffusion import CPU, DATA, tiny
+from tiny_fashion import CPU, DATA, tiny
 
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fashion_diffusion import CPU, DATA, tiny
+from tiny_fashion import CPU, DATA, tiny
 from torch import Tensor
 
 from miniai.base.configs import config_from_dict, config_to_dict

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fashion_diffusion import CPU, DATA, tiny
+from tiny_fashion import CPU, DATA, tiny
 
 from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
