@@ -9,6 +9,29 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks" / "results").glob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TOPICS = "### Topics"
+MUST_BE_THERE = (
+    *("matrices", "iterators, generators", "products of matrices", "broadcasting", "statistics", "APL", "Frobenius"),
+    *(
+        "random numbers",
+        "dual numbers",
+        "linear classifier",
+        "cross entropy",
+        "modules, hooks",
+        "optimizers, schedules",
+    ),
+    *("IDX files", "mean shift", "a real run", "from nothing: Stable Diffusion"),
+    *("Learner: events", "rate finder, summary, captured predictions", "both styles of learner", "device, bfloat16"),
+    *("single batch", "several processes", "EMA", "checkpoints", "NaN guard", "TensorBoard, W&B", "live plot"),
+    *("PyTorch's schedulers", "dropout at test time", "activation statistics", "DatasetDicts", "captioned folders"),
+    *("augmentation", "TrivialAugment", "initialisation, LSUV, general ReLU", "CNN", "residual network", "autoencoder"),
+    *("U-Net, VAE, CLIP", "without text", "self-attention", "time embedding", "transformer blocks"),
+    *("super-resolution", "style transfer", "neural cellular automata", "sweeps", "keywords handed on", "notebook"),
+    *("metrics", "DDPM", "DDIM", "EDM", "continuous time", "predicting the noise level", "Karras, exponential"),
+    *("samplers", "class labels, text", "classifier-free guidance", "negative prompts", "byte-pair tokenizer"),
+    *("image to image, inpainting", "textual inversion", "DreamBooth", "LoRA", "Imagic", "inverse problems"),
+    *("guidance by CLIP", "distillation", "FID, KID", "CLIP score", "prompt retrieval", "perceptual distance"),
+    *("pipeline, model folders", "orders of all samplers"),
+)
 
 
 def links(text: str) -> list[str]:
@@ -51,6 +74,8 @@ def test_the_check_of_links_sees_links_and_broken_ones() -> None:
 def test_every_topic_has_its_code_and_its_test() -> None:
     rows = topics()
     assert len(rows) > 50
+    lacking = [word for word in MUST_BE_THERE if not any(word.lower() in topic.lower() for topic, _, _ in rows)]
+    assert lacking == []
     for topic, code, check in rows:
         assert any(link.startswith(("miniai/", "lessons/")) for link in links(code)), f"{topic.strip()}: no code"
         tests = [link for link in links(check) if link.startswith("tests/")]

@@ -77,6 +77,12 @@ def guided(
     - scale: 1 asks for `condition` alone, and then only that is computed; or one for each picture.
     - rescale: 0 to 1, `rescale_guided` on the prediction in the network's own parametrisation, `rescale_as`.
     - interval: guidance acts where low < sigma <= high, and elsewhere the scale is 1: Kynkäänniemi et al. 2024.
+
+    >>> def denoiser(x, sigma, condition):  # knows nothing but what it is asked for
+    ...     return condition[:, :, None, None].expand_as(x)
+    >>> asked, empty = torch.ones(2, 3), torch.zeros(2, 3)
+    >>> guided(denoiser, asked, empty, 2.5)(torch.randn(2, 3, 4, 4), torch.ones(2)).unique()
+    tensor([2.5000])
     """
     low, high = interval
     both = torch.cat([negative, condition])

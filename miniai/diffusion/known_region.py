@@ -20,6 +20,13 @@ class KnownRegion:
     - mask: 1 where something new is painted, 0 where the known latents stay.
     - known: clean latents, as the U-Net sees them.
     - noise: of unit variance, the same at all steps.
+
+    >>> import torch
+    >>> known, mask = torch.ones(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+    >>> mask[..., 2:] = 1  # the right half is painted
+    >>> x = KnownRegion(mask, known, torch.randn(1, 2, 4, 4)).restore(torch.full((1, 2, 4, 4), 5.0), 0.0)
+    >>> x[0, 0, 0]
+    tensor([1., 1., 5., 5.])
     """
 
     mask: Float[Tensor, "b 1 h w"]

@@ -51,6 +51,12 @@ def euler(
     """Euler's method on the probability flow ODE: Karras et al. 2022, algorithm 2 without its second order.
 
     `s_churn`, `s_tmin`, `s_tmax`, `s_noise`: see `heun`.
+
+    >>> from miniai.diffusion.gaussian import GaussianData
+    >>> data, levels = GaussianData.draw((1, 2, 2), seed=0), torch.linspace(10, 0, 201, dtype=torch.float64)
+    >>> start = 10 * torch.randn(5, 1, 2, 2, dtype=torch.float64)
+    >>> bool((euler(data, start, levels) - data.flow(start, 10, 0)).norm() < 0.1)
+    True
     """
     levels = sigmas.tolist()
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):

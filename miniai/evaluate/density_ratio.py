@@ -49,6 +49,12 @@ def fit_density_ratio(
     minimum: no seed, no rate. Features are scaled to the deviation that they have in both; those that never change
     count for nothing. `ridge` must be above 0: where a plane parts all of the one from all of the other, the
     likeliest ratio is infinite. Raises ValueError otherwise, and for fewer than two rows of either.
+
+    >>> real, other = torch.randn(4000, 1) + 1, torch.randn(4000, 1)
+    >>> ratio = fit_density_ratio(real, other)
+    >>> at = torch.tensor([[0.0], [1.0]])
+    >>> bool((ratio(at).log() - (at[:, 0] - 0.5)).abs().max() < 0.1)  # of two normal distributions it is exp(x - 1/2)
+    True
     """
     if ridge <= 0 or min(len(real), len(other)) < 2:
         raise ValueError(f"a ridge above 0 and two rows of each are needed, not {ridge}, {len(real)} and {len(other)}")

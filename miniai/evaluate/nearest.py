@@ -25,7 +25,13 @@ def nearest_by_feature(queries: Float[Tensor, "n d"], bank: Float[Tensor, "m d"]
 
 
 def nearest_by_pixel(queries: UInt8[Tensor, "n 3 h w"], bank: UInt8[Tensor, "m 3 h w"], k: int = 1) -> Nearest:
-    """Nearest by root mean square difference of pixels, in parts of the range: 0 (equal) to 1 (black and white)."""
+    """Nearest by root mean square difference of pixels, in parts of the range: 0 (equal) to 1 (black and white).
+
+    >>> bank = torch.tensor([0, 100, 200], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 2, 2)
+    >>> found = nearest_by_pixel(torch.full((1, 3, 2, 2), 151, dtype=torch.uint8), bank, k=2)
+    >>> found.indices, found.distances.round(decimals=3)
+    (tensor([[2, 1]]), tensor([[0.1920, 0.2000]], dtype=torch.float64))
+    """
     squares = torch.cat(
         [
             torch.cat([_square_differences(part, chunk) for chunk in bank.split(_CHUNK)], dim=1)

@@ -63,7 +63,13 @@ def retrieved(
 def retrieval_share(
     image_features: Float[Tensor, "n d"], text_features: Float[Tensor, "m d"], candidates: Int[Tensor, "n k"]
 ) -> float:
-    """Share of pictures, 0 to 1, whose own caption is closest among its candidates; see `retrieved`."""
+    """Share of pictures, 0 to 1, whose own caption is closest among its candidates; see `retrieved`.
+
+    >>> texts = torch.eye(6)
+    >>> candidates = draw_candidates(["cat", "dog", "pig", "owl", "fox", "bee"], k=4)
+    >>> retrieval_share(texts, texts, candidates), retrieval_share(texts.roll(1, 0), texts, candidates) < 0.5
+    (1.0, True)
+    """
     return float(retrieved(image_features, text_features, candidates).mean())
 
 

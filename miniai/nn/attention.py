@@ -21,7 +21,13 @@ MANY_KEYS = 1024  # from here on, keys and values side by side gain more than co
 def attention(
     q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m d"]
 ) -> Float[Tensor, "b heads n d"]:
-    """The fastest of the forms."""
+    """The fastest of the forms.
+
+    >>> q, k, v = (torch.randn(1, 8, n, 40, dtype=torch.bfloat16) for n in (512, 77, 77))
+    >>> exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    >>> bool((attention(q, k, v) - exact).norm() < 0.01 * exact.norm())
+    True
+    """
     if k.shape[2] >= MANY_KEYS:
         k, v = k.contiguous(), v.contiguous()
     return in_whole_vectors(q, k, v) if q.shape[2] >= MANY_QUERIES else fused(q, k, v)

@@ -181,6 +181,12 @@ class AutoencoderKL(nn.Module):
 
     To save memory, off by default and named as in Diffusers: slicing takes one picture at a time, and tiling takes a
     picture larger than `config.sample_size` in tiles of that size.
+
+    >>> vae = AutoencoderKL(VAEConfig(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+    ...                               up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4))
+    >>> latents = vae.encode(torch.zeros(1, 3, 16, 16))
+    >>> latents.mode().shape, latents.kl().item() >= 0, vae.decode(latents.mode()).shape
+    (torch.Size([1, 4, 8, 8]), True, torch.Size([1, 3, 16, 16]))
     """
 
     TILE_OVERLAP = 0.25

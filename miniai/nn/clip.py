@@ -256,7 +256,16 @@ class CLIPVisionModel(nn.Module):
 
 
 class CLIPModel(nn.Module):
-    """Both towers, their projections into the shared space, and the learned temperature."""
+    """Both towers, their projections into the shared space, and the learned temperature.
+
+    >>> text = CLIPTextConfig(100, 32, 64, 2, 4, 16, bos_token_id=98, eos_token_id=99)
+    >>> clip = CLIPModel(CLIPConfig(text, CLIPVisionConfig(32, 64, 2, 4, image_size=16, patch_size=8), 24))
+    >>> words = clip.encode_text(torch.tensor([[98, 7, 99], [98, 8, 99]]))
+    >>> pictures = clip.encode_image(torch.zeros(2, 3, 16, 16))
+    >>> cosines = pictures @ words.T
+    >>> cosines.shape, contrastive_loss(pictures, words, clip.logit_scale).item() > 0
+    (torch.Size([2, 2]), True)
+    """
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()

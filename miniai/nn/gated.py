@@ -6,7 +6,12 @@ from torch import Tensor, nn
 
 
 class GatedLinear(nn.Linear):
-    """A linear layer to twice the width: one half, through GELU, gates the other (Shazeer 2020, equation 6)."""
+    """A linear layer to twice the width: one half, through GELU, gates the other (Shazeer 2020, equation 6).
+
+    >>> import torch
+    >>> GatedLinear(8, 32)(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 32])
+    """
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__(dim, inner * 2)

@@ -15,7 +15,13 @@ from torch.autograd.function import once_differentiable
 
 class GroupNorm(nn.GroupNorm):
     """Wu and He 2018, equations 1 to 6: each group of channels of each image to mean 0, deviation 1, then per-channel
-    scale and shift."""
+    scale and shift.
+
+    >>> x = GroupNorm(2, 8)(torch.randn(3, 8, 4, 4) * 5 + 2)
+    >>> groups = x.unflatten(1, (2, 4))[1, 0]
+    >>> bool(groups.mean().abs() < 1e-5), round(groups.std(unbiased=False).item(), 3)
+    (True, 1.0)
+    """
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 4 and torch.is_grad_enabled()

@@ -42,6 +42,11 @@ def mean_shift(
     """Where each point comes to rest: when no point of its batch moves by `tolerance` or more, or after `max_steps`.
 
     Raises ValueError for no points, and for a number that is not above 0.
+
+    >>> left, right = torch.randn(30, 2) * 0.1, torch.randn(20, 2) * 0.1 + 5
+    >>> labels, peaks = clusters(mean_shift(torch.cat([left, right]), bandwidth=1), apart=0.5)
+    >>> labels.bincount(), peaks.shape
+    (tensor([30, 20]), torch.Size([2, 2]))
     """
     if not len(x):
         raise ValueError("mean shift needs at least one point")

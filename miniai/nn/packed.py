@@ -45,6 +45,15 @@ def pack_weights(model: Module) -> Module:
     AVX-512, padding by other than a given number of zeros, a PyTorch without oneDNN), a layer stays as it is. Each
     plain weight is let go of before the next is packed: twice the memory is never needed. The same forms are used on
     every CPU that can: whether it has AMX changes nothing but oneDNN's choice of instructions.
+
+    >>> model = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 8, 1)).eval()
+    >>> x = torch.randn(1, 16, 8, 8)
+    >>> with torch.no_grad():
+    ...     plain = model(x)
+    ...     torch.allclose(pack_weights(model)(x), plain, atol=1e-5)
+    True
+    >>> is_packed(unpack_weights(model)), type(model[0]).__name__
+    (False, 'Conv2d')
     """
     layer: Any
     for layer in model.modules():

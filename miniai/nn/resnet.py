@@ -79,7 +79,13 @@ class PooledConv(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Pictures to logits; `features` are what the last layer sees, which FID can be measured on."""
+    """Pictures to logits; `features` are what the last layer sees, which FID can be measured on.
+
+    >>> network = ResNet(ResNetConfig(block_out_channels=(8, 16, 32), stem_channels=4)).eval()
+    >>> pictures = torch.zeros(2, 1, 28, 28)
+    >>> network(pictures).shape, network.features(pictures).shape
+    (torch.Size([2, 10]), torch.Size([2, 32]))
+    """
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -17,6 +17,11 @@ def in_tiles(network: Callable[[Map], Map], x: Map, side: int, overlap: float, o
 
     - overlap: the share of a tile that lies under the next, over which one fades into the other.
     - out_side: of the output for a whole tile.
+
+    >>> picture = torch.rand(1, 3, 40, 56)
+    >>> blurred = in_tiles(lambda tile: torch.nn.functional.avg_pool2d(tile, 2), picture, 16, 0.25, 8)
+    >>> blurred.shape, torch.allclose(blurred, torch.nn.functional.avg_pool2d(picture, 2))
+    (torch.Size([1, 3, 20, 28]), True)
     """
     step = max(1, int(side * (1 - overlap)))
     seam = int(out_side * overlap)

@@ -68,6 +68,10 @@ class Transformer2DModel(nn.Module):
     """Transformer blocks over the positions of a feature map, as a residual (Rombach et al. 2022, appendix E.2.1).
 
     `use_linear_projection` says whether the map is projected as tokens (SD 2.x) or by 1×1 convolutions (SD 1.x).
+
+    >>> block = Transformer2DModel(32, 4, 24, depth=1, groups=8, use_linear_projection=True)
+    >>> block(torch.randn(1, 32, 4, 4), torch.randn(2, 5, 24)).shape  # of one map, as many as it has texts
+    torch.Size([2, 32, 4, 4])
     """
 
     def __init__(

@@ -182,7 +182,15 @@ class UNet(nn.Module):
 
 
 class UNet2DConditionModel(UNet):
-    """Predicts noise (or v, or x0, as the schedule says) from noisy latents, a timestep and text."""
+    """Predicts noise (or v, or x0, as the schedule says) from noisy latents, a timestep and text.
+
+    >>> config = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=16, attention_head_dim=4,
+    ...                     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    ...                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    >>> unet, noisy, text = UNet2DConditionModel(config), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
+    >>> unet(noisy, torch.tensor([999, 10]), text).shape
+    torch.Size([2, 4, 8, 8])
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config, config.in_channels, config.out_channels)

@@ -68,7 +68,15 @@ class UNet2DConfig:
 
 
 class UNet2DModel(UNet):
-    """Predicts noise (or v, or x0, as the schedule says) from a noisy picture, a timestep and perhaps a class."""
+    """Predicts noise (or v, or x0, as the schedule says) from a noisy picture, a timestep and perhaps a class.
+
+    >>> config = UNet2DConfig(in_channels=1, out_channels=1, block_out_channels=(32, 64), num_class_embeds=11,
+    ...                       down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    ...                       up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    >>> unet, noisy = UNet2DModel(config), torch.randn(2, 1, 16, 16)
+    >>> unet(noisy, torch.tensor([999.0, 10.5]), torch.tensor([3, 10])).shape
+    torch.Size([2, 1, 16, 16])
+    """
 
     def __init__(self, config: UNet2DConfig) -> None:
         super().__init__(config, config.in_channels, config.out_channels, config.time_cond_proj_dim)

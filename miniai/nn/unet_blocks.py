@@ -55,7 +55,14 @@ class Block2D(nn.Module):
 
 
 class DownBlock2D(Block2D):
-    """One level on the way down; the last level keeps its resolution."""
+    """One level on the way down; the last level keeps its resolution.
+
+    >>> from miniai.nn.unet2d import UNet2DConfig
+    >>> config = UNet2DConfig(block_out_channels=(32, 64), down_block_types=("DownBlock2D",) * 2, layers_per_block=2)
+    >>> x, skips = DownBlock2D(config, level=0)(torch.randn(1, 32, 8, 8), torch.randn(1, 128), None)
+    >>> x.shape, [tuple(skip.shape[2:]) for skip in skips]
+    (torch.Size([1, 32, 4, 4]), [(8, 8), (8, 8), (4, 4)])
+    """
 
     def __init__(self, config: ShapeConfig, level: int) -> None:
         c_in = config.block_out_channels[max(level - 1, 0)]

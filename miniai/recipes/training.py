@@ -96,7 +96,8 @@ def run_stage(
     optimizer: Callable[[nn.Module, StageConfig], torch.optim.Optimizer] | None = None,
 ) -> None:
     """Train `model` in place until the stage's budget is spent, from its newest checkpoint if there is one; by the
-    config's optimizer, or by what `optimizer(model, config)` makes.
+    config's optimizer, or by what `optimizer(model, config)` makes. With warm-up and a cosine's fall of the rate it is
+    what is elsewhere called `fit_one_cycle`: a Learner with callbacks, and no loop of its own.
 
     At the end the model holds the averaged weights, and `run.record_path` says what was done. `sample(path)` draws a
     picture of the model's state, with the averaged weights in place, every `run.sample_minutes`.

@@ -83,6 +83,13 @@ def read_captioned_folder(folder: Path) -> CaptionedFolder:
     Raises UserError: the folder is missing or holds no captioned pictures, or, as one report whose first line says
     how much is wrong, every missing, unreadable or unknown picture, empty caption, duplicate or broken line in it
     (the first 20 of them by name).
+
+    >>> for name, caption in (("apple", "a red apple"), ("pear", "a green pear")):
+    ...     Image.new("RGB", (8, 8)).save(f"{name}.png")
+    ...     _ = Path(f"{name}.txt").write_text(caption)
+    >>> folder = read_captioned_folder(Path("."))
+    >>> [item.text for item in folder.train], load_images(folder.train, 4).shape
+    (['a red apple', 'a green pear'], torch.Size([2, 3, 4, 4]))
     """
     folder = Path(os.path.normpath(folder))
     if not folder.is_dir():

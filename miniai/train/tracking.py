@@ -146,8 +146,16 @@ class WandB(Tracker):
     training: batch size, model, data. A resumed fit is a new run that begins at its step; give both the same `group`.
     W&B's own process writes the last of it when this one ends.
 
-    >>> WandB("runs", project="clothes", mode="offline", config={"batch_size": 64}).project
-    'clothes'
+    >>> from torch import nn
+    >>> from miniai.train.data import Loader
+    >>> model = nn.Linear(2, 1)
+    >>> tracker = WandB("runs", project="clothes", mode="disabled", every=1, config={"batch_size": 8})
+    >>> data = Loader(torch.randn(32, 2), 8, seed=0)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> learner = Learner(model, data, lambda m, x, g: m(x).square().mean(), optimizer, callbacks=[tracker])
+    >>> learner.fit(1)  # "disabled" writes nothing; "offline", the default, writes runs/wandb
+    >>> learner.step, os.listdir("runs")
+    (4, [])
     """
 
     def __init__(

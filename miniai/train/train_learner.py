@@ -129,8 +129,13 @@ class TrainCB(Callback):
 class MomentumCB(TrainCB):
     """`MomentumLearner` as a callback.
 
-    >>> MomentumCB(nn.functional.mse_loss, momentum=0.9).momentum
-    0.9
+    >>> x = torch.linspace(-1, 1, 32)[:, None]
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    >>> train = MomentumCB(nn.functional.mse_loss, momentum=0.8)
+    >>> Learner(model, Loader((x, 3 * x), 8, seed=0), None, optimizer, callbacks=[train]).fit(40)
+    >>> round(model.weight.item(), 1), bool(model.weight.grad.abs() > 0)  # what is left of the gradients
+    (3.0, True)
     """
 
     def __init__(self, loss_function: LossFunction, n_inputs: int = 1, momentum: float = 0.85) -> None:

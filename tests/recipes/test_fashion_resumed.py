@@ -2,8 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from miniai.train.learner import Learner
 
 CLASSIFIER = replace(tiny_classifier(), strengths=(Strength(0, crop=1, erase=0.25, patches=1, flip=0.5, mix=0.5),))
 SWEEP = SweepConfig((20,), (0.003,), ("kaiming",), ("sgd", "adamw"), channels=(8, 16))  # of 10 steps each
-RECIPES: dict[str, Callable[..., object]] = {
+RECIPES: dict[str, partial[object]] = {
     "classifier": partial(train_fashion_classifier, epochs=0.5, config=CLASSIFIER),
     **{kind: partial(train_fashion_diffusion, kind, epochs=0.4, config=tiny(kind)) for kind in KINDS},
     "autoencoder": partial(train_fashion_autoencoder, epochs=0.5, config=tiny_autoencoder()),
@@ -40,13 +39,16 @@ RECIPES: dict[str, Callable[..., object]] = {
     [*((name, 2) for name in RECIPES), ("latent", 5), ("sweep", 14)],  # these two train one network after another
 )
 def test_stopped_in_the_middle_and_resumed_it_ends_the_same_bit_for_bit(
-    name: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = partial(RECIPES[name], data=DATA, device="cpu")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with monkeypatch.context() as patch:
         taken = steps_taken(patch)
         train(whole)
+    printed = capsys.readouterr().err.splitlines()
+    for key, value in asdict(RECIPES[name].keywords["config"]).items():
+        assert f"{key}: {value}" in printed  # each number of the recipe, before it trains
     with monkeypatch.context() as patch:
         steps_taken(patch, stop_at)
         with pytest.raises(StageInterrupted, match="go on with --resume"):

@@ -31,12 +31,16 @@ class Seen(Callback):
         self.items: list[list[int]] = []
         self.losses: list[float] = []
         self.noise: list[float] = []
+        self.n_saves = 0
         self.stop_at = stop_at
 
     def after_step(self, learner: Learner) -> None:
         self.items.append(learner.batch[2].tolist())
         self.losses.append(learner.loss.item())
         self.noise.append(torch.rand(1, generator=learner.generator()).item())
+
+    def before_save(self, learner: Learner) -> None:
+        self.n_saves += 1
 
     def after_batch(self, learner: Learner) -> None:
         if learner.training and learner.step == self.stop_at:
@@ -70,6 +74,7 @@ def train(folder: Path, n_epochs: int, stop_at: int | None = None, batch_size: i
         "items": seen.items,
         "losses": seen.losses,
         "noise": seen.noise,
+        "saves": seen.n_saves,
         "valid": learner.valid_scalars,
         "step": learner.step,
         "stop_reason": learner.stop_reason,

@@ -54,6 +54,7 @@ def test_two_processes_train_as_one_does_save_once_and_resume(processes: ForkSer
     assert not set(first["noise"]) & set(second["noise"])
 
     # saved and logged by the first process alone
+    assert (first["saves"], second["saves"]) == (1, 0)
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-0000010.safetensors"]
     assert (first["recorded"], second["recorded"]) == (list(range(1, 11)), [])
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 12

@@ -41,6 +41,13 @@ def test_examples_in_docstrings_run_and_print_what_they_say(
         assert runner.failures == 0, "".join(report)
 
 
+@pytest.mark.parametrize("room", ["train", "nn", "diffusion", "evaluate"])
+def test_every_module_shows_what_it_is_for_in_an_example(room: str) -> None:
+    modules = [path.stem for path in sorted((ROOT / room).glob("*.py")) if path.stem != "__init__"]
+    assert len(modules) > 5
+    assert [name for name in modules if f"miniai.{room}.{name}" not in MODULES] == []
+
+
 def test_every_callback_learner_and_loader_shows_itself_in_an_example() -> None:
     named = {example.name for name in MODULES for example in examples(importlib.import_module(name))}
     public = [

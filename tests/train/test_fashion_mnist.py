@@ -114,6 +114,9 @@ def test_the_hugging_face_cache_is_read_as_downloaded_and_as_prepared(
     whole.to_parquet(str(downloaded / "test-00000-of-00001.parquet"))
     found = load_fashion_mnist("test")
     assert (found.source, torch.equal(found.images, real.images[:12])) == (str(downloaded), True)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", REAL)
+    assert load_fashion_mnist("test").source == str(REAL)  # before the cache, where both are there
+    assert load_fashion_mnist("test", REAL).source == str(REAL)
 
 
 def test_a_dataset_dict_makes_loaders_whose_batches_are_its_columns() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from torch import Tensor, nn
 
@@ -146,6 +147,9 @@ def test_the_three_plots_are_png_files_of_their_own(tmp_path: Path) -> None:
     names = ("stats", "histograms", "dead")
     plots = [getattr(stats, f"plot_{name}")(tmp_path / f"{name}.png") for name in names]
     assert len({plot.png for plot in plots}) == 3
+    assert all(
+        DisplayFormatter().format(plot)[0]["image/png"] == plot.png for plot in plots
+    )  # as a notebook shows them
     for name in names:
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.format == "PNG"
