@@ -15,11 +15,13 @@ import pytest
 import typer
 from PIL import Image
 from tiny_model import tiny_pipeline
+from tqdm import tqdm
 
 from miniai.base.errors import UserError
 from miniai.base.images import open_image, read_parameters
 from miniai.cli import app, run
 from miniai.cli.options import numbers
+from miniai.recipes.generate import BATCH_SIZE
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,6 +145,24 @@ def test_the_animation_has_a_frame_for_each_step_and_ends_with_the_picture(minia
         assert gif.n_frames == 6
         gif.seek(5)
         assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - pixels("c.png")).mean() < 12  # 256 colours
+
+
+def test_on_a_terminal_a_bar_counts_every_step_and_in_a_file_there_is_none(
+    miniai: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[tqdm] = []
+
+    class Terminal(tqdm):
+        def __init__(self, **options: Any) -> None:
+            assert options["disable"] is None  # which is: not shown where stderr is no terminal
+            super().__init__(**options | {"disable": False})
+            bars.append(self)
+
+    assert "painting" not in miniai("generate", "a cat").err
+    monkeypatch.setattr("miniai.recipes.generate.tqdm", Terminal)
+    outcome = miniai("generate", "a cat", "--steps", "4", "--n", str(BATCH_SIZE + 1))
+    assert "painting" in outcome.err
+    assert [(bar.n, bar.total) for bar in bars] == [(8, 8)]  # four for each of two batches
 
 
 def test_a_folder_as_out_takes_the_picture_under_the_prompts_name(miniai: Any) -> None:

@@ -40,20 +40,25 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))   (Heusel et al. 2017, equation 6; Dowson and Landau 1982)
 
-    The trace of that root is the sum of the singular values of C1^(1/2) C2^(1/2), whose squares are the eigenvalues of
-    C1 C2. So no unsymmetric matrix needs a root, nothing is complex, and a singular covariance needs no offset.
+    With C1 = F1 F1^T and C2 = F2 F2^T the trace of that root is the sum of the singular values of F1^T F2, whose
+    squares are the eigenvalues of C1 C2. So no unsymmetric matrix needs a root, nothing is complex, and a singular
+    covariance needs no offset.
     """
-    product = _root(a.covariance) @ _root(b.covariance)
-    trace_of_root = torch.linalg.svdvals(product).sum()
+    trace_of_root = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
     shift = (a.mean - b.mean).square().sum()
     return max(0.0, float(shift + a.covariance.trace() + b.covariance.trace() - 2 * trace_of_root))
 
 
-def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Symmetric root. What rounding left of eigenvalues that are zero is set to zero, or it would come back larger."""
+def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Some F with F F^T = covariance: Cholesky's, which takes the least time; and where that is singular, or nearly, by
+    eigenvalues, of which what rounding left of zeros is set to zero, or its root would be far larger."""
+    rounding = len(covariance) * torch.finfo(covariance.dtype).eps
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = triangle.diagonal().square()
+    if not failed and pivots.min() > 1e3 * rounding * pivots.max():
+        return triangle
     values, vectors = torch.linalg.eigh(covariance)
-    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    return (vectors * torch.where(values > smallest, values, 0).sqrt()) @ vectors.T
+    return vectors * torch.where(values > values.abs().max() * rounding, values, 0).sqrt()
 
 
 def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

@@ -163,7 +163,7 @@ def paint(
         for first in range(0, request.n, BATCH_SIZE):
             estimates: list[Tensor] = []
 
-            def after_step(_: object, step: int, timestep: float, tensors: dict[str, Tensor]) -> None:
+            def after_step(_: object, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
                 bar.update()
                 if on_step is not None:
                     on_step(next(count), n_steps * n_batches, tensors["denoised"])

@@ -43,6 +43,23 @@ class DiffusersNames:
     scheduler_config: dict[str, Any]
     safety_flags: SafetyFlags | None
     _interrupt = False  # a callback that sets it ends the run after its step, see `miniai.sd.step_callback`
+    _guidance_scale = 1.0  # a callback that sets it changes the strength of the steps to come
+    _num_timesteps = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """How strongly the prompt rules in the run that is under way, 1 for no guidance."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether it is guided now."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps it has."""
+        return self._num_timesteps
 
     @property
     def scheduler(self) -> SchedulerFile:
@@ -74,20 +91,6 @@ class DiffusersNames:
             text.to(device or text.device).repeat_interleave(num_images_per_prompt, 0) for text in both
         )
         return condition, negative if do_classifier_free_guidance else None
-
-    def to(
-        self: Pipeline,
-        *device_or_dtype: str | torch.device | torch.dtype,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Pipeline:
-        """Move the networks to a device, or convert them to a dtype, in place."""
-        checker = [] if self.safety_flags is None else [self.safety_flags.checker]
-        targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
-        for module in (self.text_encoder, self.unet, self.vae, *checker):
-            for target in targets:
-                module.to(target)
-        return self
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """For programs written for Diffusers: nothing is shown here, `callback_on_step_end` sees every step."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from miniai.base.errors import UserError
+from miniai.sd.weight_files import files_to_fetch
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TRUE = {"1", "ON", "YES", "TRUE"}
-_WANTED = ("model_index.json", "*/*.json", "tokenizer/*.txt")  # besides the weights
 
 
 def find_model(
@@ -22,6 +22,7 @@ def find_model(
     revision: str = "main",
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = True,
+    token: str | bool | None = None,
     variant: str | None = None,
     files: Sequence[str] | None = None,
 ) -> Path:
@@ -30,6 +31,7 @@ def find_model(
     - revision: a branch, a tag or a whole commit.
     - cache_dir: None is the cache that HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME name, or ~/.cache/huggingface/hub.
     - local_files_only: False asks for the network, through `huggingface_hub`, unless HF_HUB_OFFLINE is set.
+    - token: for a model that is not public; None is the one that `huggingface_hub` keeps.
     - variant: of the weights to be downloaded; files: patterns of the files, in place of those of a whole model.
 
     A name that is neither comes back as the path it would be. Raises UserError for a hub id that cannot be had.
@@ -46,7 +48,7 @@ def find_model(
             f"there is no folder {name}, and no model of that name in {cache} (revision {revision}): "
             "check the path, or download it (huggingface-cli download, or from_pretrained with local_files_only=False)"
         )
-    return _download(str(name), revision, cache, variant, files)
+    return _download(str(name), revision, cache, token, variant, files)
 
 
 def default_cache() -> Path:
@@ -69,21 +71,24 @@ def cached_snapshot(cache: Path, hub_id: str, revision: str) -> Path | None:
     return snapshot if commit and Path(commit).name == commit and snapshot.is_dir() else None
 
 
-def _download(hub_id: str, revision: str, cache: Path, variant: str | None, files: Sequence[str] | None) -> Path:
+def _download(
+    hub_id: str, revision: str, cache: Path, token: str | bool | None, variant: str | None, files: Sequence[str] | None
+) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         raise UserError(f"{hub_id} is to be downloaded, and HF_HUB_OFFLINE forbids it: unset one of the two")
     try:
         import huggingface_hub
     except ImportError as error:
         raise UserError("downloading needs the package huggingface_hub: install it with pip") from error
-    weights = f"*/*{f'.{variant}' if variant else ''}.safetensors"
     try:
+        if files is None:
+            files = files_to_fetch(huggingface_hub.list_repo_files(hub_id, revision=revision, token=token), variant)
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=revision,
             cache_dir=cache,
-            allow_patterns=[*_WANTED, weights] if files is None else list(files),
-            ignore_patterns=["safety_checker/*"] + ([] if variant else ["*.fp16.*", "*.non_ema.*"]),
+            token=token,
+            allow_patterns=list(files),
         )
     except Exception as error:  # the many errors of three HTTP libraries
         raise UserError(f"cannot download {hub_id}: {' '.join(str(error).split())[:200]}") from error

@@ -4,7 +4,7 @@ latents through the decoder (Rombach et al. 2022)."""
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,41 +13,42 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.base.images import to_pil
 from miniai.base.memory import give_back_memory, give_back_unwritten
-from miniai.diffusion.denoiser import NetworkDenoiser, guided
+from miniai.diffusion.denoiser import NetworkDenoiser
 from miniai.diffusion.inverse import PictureLoss, loss_guided
 from miniai.diffusion.ladder import StepList
+from miniai.diffusion.samplers import Denoiser
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
 from miniai.diffusion.schedule import NoiseSchedule, PredictionType
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
-from miniai.nn.packed import pack_weights, unpack_weights
 from miniai.nn.painting import painting
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.diffusers_names import DiffusersNames
 from miniai.sd.fast import ReusedDeepFeatures
 from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
+from miniai.sd.guidance import Guidance
 from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
 from miniai.sd.lora import LoraNames
+from miniai.sd.placement import Placement, check_place
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
     check_shares,
-    check_tensor_names,
     check_whole,
     guidance_strength,
     noise_interval,
     spread_generators,
 )
 from miniai.sd.safety import SafetyFlags, has_safety_checker, read_safety_checker
-from miniai.sd.single_file import read_single_file, read_vae
+from miniai.sd.single_file import find_vae, read_single_file
 from miniai.sd.start import latent_shape, make_start
-from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step
+from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step, check_tensor_names
 from miniai.sd.textual_inversion import TextualInversionNames
 from miniai.sd.tokenizer import CLIPTokenizer
 
 
-class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
+class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, DiffusersNames):
     """The parts of a Stable Diffusion model, and the call that paints with them.
 
     `scheduler_config` is the content of scheduler_config.json: the noise schedule that the U-Net was trained on, what
@@ -88,7 +89,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         torch_dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         *,
-        vae: AutoencoderKL | str | os.PathLike[str] | None = None,
+        vae: Any = None,
         scheduler: Any = None,
         variant: str | None = None,
         revision: str = "main",
@@ -97,26 +98,30 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         use_safetensors: bool | None = None,
         safety_checker: bool | None = True,
         requires_safety_checker: bool = False,
+        token: str | bool | None = None,
+        feature_extractor: None = None,
+        low_cpu_mem_usage: bool = True,
     ) -> "StableDiffusionPipeline":
         """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
 
-        - vae: an autoencoder, or the file or folder of one, in the place of the folder's own.
+        - vae: an autoencoder, ours or Diffusers', or the file or folder of one, in the place of the folder's own.
         - scheduler: one of Diffusers', which names the sampler in the place of the folder's scheduler_config.json.
         - variant: "fp16" reads half the bytes, where the folder has them.
-        - revision, cache_dir, local_files_only: see `find_model`; False for the last lets the model be downloaded.
+        - revision, cache_dir, local_files_only, token: see `find_model`; local_files_only=False lets the model be
+          downloaded.
         - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
         - safety_checker: the folder's own, if it has one, says of each picture, in `nsfw_content_detected`, whether it
-          would blank it; none is changed. None or False leaves it unread; `requires_safety_checker` is Diffusers'.
+          would blank it; none is changed. None or False leaves it unread.
+        - the others are there for programs written for Diffusers: memory is always used sparingly.
 
-        Raises UserError as `find_model` and `read_folder` do.
+        Raises UserError as `find_model`, `read_folder` and `check_place` do.
         """
-        found = find_model(
-            folder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, variant=variant
-        )
+        check_place(device, torch_dtype)
+        options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        found = find_model(folder, variant=variant, **options)  # type: ignore[arg-type]
         parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
         if vae is not None:
-            own = vae if isinstance(vae, AutoencoderKL) else read_vae(vae, torch_dtype, torch.device(device))
-            parts = replace(parts, vae=own.to(torch.device(device), torch_dtype).eval())
+            parts = replace(parts, vae=find_vae(vae, torch_dtype, torch.device(device)))
             check_fit(str(found), parts)
         flags = None
         if safety_checker and has_safety_checker(found):
@@ -147,39 +152,19 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         What follows `config` is there for programs written for Diffusers: nothing is fetched, the name of the file says
         how it is read, and it has no safety checker.
         """
+        check_place(device, torch_dtype)
         parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type, config)
         return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
 
-    def packed(self) -> "StableDiffusionPipeline":
-        """Lay out weights in half precision as the device's kernels read them, in place: on a GPU the U-Net's channels
-        last (the decoder is slower so); on the CPU, in bfloat16, U-Net and decoder packed, until `unpack_weights`."""
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            for module in (self.unet, self.vae.decoder):
-                pack_weights(module)
-        elif self.device.type == "cuda" and self.dtype != torch.float32:
-            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self
+    def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: bool = True) -> None:
+        """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are.
 
-    def compiled(self) -> "StableDiffusionPipeline":
-        """Have torch.compile write the U-Net's kernels at its first call for each size (minutes; on a CPU with a C++
-        compiler), in place; on a GPU as CUDA graphs. Packed weights are unpacked: the compiler packs its own."""
-        unpack_weights(self.unet)
-        on_gpu = self.device.type == "cuda"
-        self.unet.compile(**({"mode": "reduce-overhead"} if on_gpu else {"options": {"freezing": True}}))
-        return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: Literal[True] = True) -> None:
-        """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are."""
+        Raises UserError for another format, and if it cannot be written.
+        """
+        if not safe_serialization:
+            raise UserError("only safetensors are written here: leave out safe_serialization=False")
         self._scale_lora(None)
         write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
 
     @torch.no_grad()
     def __call__(
@@ -287,17 +272,18 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
         # 5. A denoiser from the U-Net; from that one that follows the prompt, and leaves alone what is to stay
         kind = schedule.config.prediction_type
         denoiser = NetworkDenoiser(start.network(network), schedule, ladder, self.dtype)
-        guidance: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
-        prompted = guided(denoiser, condition, unconditional, scale, **guidance)
+        options: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
+        prompted: Denoiser = (guidance := Guidance(denoiser, condition, unconditional, scale, **options))
         if guidance_loss is not None:
             own = guidance_loss
             prompted = loss_guided(prompted, lambda x0: own(self.decode(x0)), scale=guidance_loss_scale)
-        after_step = after_each_step(self, callback_on_step_end, method, ladder)
+        wanted = callback_on_step_end_tensor_inputs
+        after_step = after_each_step(self, callback_on_step_end, wanted, method, ladder, guidance)
         if start.region:
             prompted, after_step = start.region.around(prompted, after_step, ladder)
 
         # 6. Step by step, noise becomes latents
-        options: dict[str, dict[str, Any]] = {"ddim": {"eta": eta}, "pndm": {"second_step_unasked": doubles}}
+        own_options: dict[str, dict[str, Any]] = {"ddim": {"eta": eta}, "pndm": {"second_step_unasked": doubles}}
         self._interrupt = False
         try:
             with painting(self.unet):
@@ -308,7 +294,7 @@ class StableDiffusionPipeline(LoraNames, TextualInversionNames, DiffusersNames):
                     callback=after_step,
                     clip=schedule.config.clip_sample_range if schedule.config.clip_sample else None,
                     prediction_type=kind,
-                    **options.get(method.name, {}),
+                    **own_options.get(method.name, {}),
                 )
         except Interrupted as stop:
             painted = stop.latents

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -18,7 +19,7 @@ def guidance_strength(guidance_scale: int | float) -> float:
 def check_whole(**numbers: object) -> None:
     """Raise UserError for the first that is no whole number: 2.0 is none."""
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int):
+        if isinstance(number, bool) or not isinstance(number, Integral):
             raise UserError(f"{name} {number!r} is not possible: give a whole number")
 
 
@@ -36,12 +37,6 @@ def noise_interval(interval: Sequence[int | float] | None) -> tuple[float, float
     if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
         raise UserError(f"guidance_interval {interval} is not possible: give two noise levels, such as 0.3 and 5")
     return float(interval[0]), float(interval[1])
-
-
-def check_tensor_names(names: Sequence[str]) -> None:
-    """Diffusers' callbacks list the tensors they want; these here always get the same two."""
-    if not set(names) <= {"latents", "denoised"}:
-        raise UserError(f"a callback sees latents and denoised, not {', '.join(names)}")
 
 
 def spread_generators(

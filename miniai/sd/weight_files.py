@@ -6,6 +6,8 @@ diffusion_pytorch_model.fp16.safetensors        a variant: the same weights, her
 diffusion_pytorch_model.bin                     a pickle, read for its tensors alone
 """
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from torch import Tensor
 from miniai.base.errors import UserError
 from miniai.base.files import read_json
 from miniai.base.weights import is_safetensors, read_pickled_weights, read_weights
+
+# The networks of a model, and the name that their weights bear as safetensors.
+PARTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_BESIDE = re.compile(r"model_index\.json|(text_encoder|unet|vae|scheduler|tokenizer)/[^/]+\.(json|txt)")
 
 
 def read_part(folder: Path, stem: str, variant: str | None, safetensors_only: bool) -> tuple[dict[str, Tensor], str]:
@@ -38,6 +44,22 @@ def read_part(folder: Path, stem: str, variant: str | None, safetensors_only: bo
 def has_variant(folder: Path, variant: str) -> bool:
     """Whether the weights of any part of the model in `folder` have a file of that variant."""
     return any(f".{variant}." in path.name for path in folder.glob("*/*"))
+
+
+def files_to_fetch(names: Collection[str], variant: str | None) -> list[str]:
+    """Of the `names` of all the files of a model, those that `read_part` would read of each of its networks, and what
+    is no weights: not every form that the same weights are there in."""
+    wanted = [name for name in names if _BESIDE.fullmatch(name) and ".index." not in name]
+    for part, stem in PARTS.items():
+        candidates = (path.as_posix() for path in _candidates(Path(part), stem, variant, False))
+        first = next((name for name in candidates if name in names), None)
+        if first is not None:
+            wanted.append(first)
+        if first is not None and first.endswith(".json"):  # of several files
+            name, _, marks = first.removesuffix(".json").rpartition(".index")
+            name, _, suffix = name.rpartition(".")
+            wanted += [one for one in names if re.fullmatch(rf"{name}{marks}-\d+-of-\d+\.{suffix}", one)]
+    return wanted
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

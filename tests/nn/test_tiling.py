@@ -68,6 +68,32 @@ def test_a_slice_is_what_it_is_in_the_batch(pair: tuple[diffusers.AutoencoderKL,
     torch.testing.assert_close(sliced, together, rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def test_in_tiles_and_slices_no_map_is_larger_than_one_tile_of_one_picture(
+    pair: tuple[diffusers.AutoencoderKL, AutoencoderKL],
+) -> None:
+    """Memory is what they are for: it is that of the largest maps."""
+
+    def largest(vae: AutoencoderKL, z: Tensor) -> int:
+        sizes: list[int] = []
+        hooks = [
+            module.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
+            for module in vae.decoder.modules()
+        ]
+        vae.decode(z)
+        for hook in hooks:
+            hook.remove()
+        return max(sizes)
+
+    ours = pair[1]
+    tile, large = latents(8, 8), latents(40, 24, n=2)
+    one = largest(ours, tile)
+    assert largest(ours, large) == 2 * 15 * one
+    ours.use_tiling = ours.use_slicing = True
+    assert largest(ours, large) == one
+    ours.use_tiling = ours.use_slicing = False
+
+
 def test_tiles_of_a_network_that_sees_single_pixels_show_no_seams() -> None:
     x = latents(23, 40)
     torch.testing.assert_close(in_tiles(lambda tile: tile * 2, x, 8, 0.25, 8), x * 2)

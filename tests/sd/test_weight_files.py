@@ -1,6 +1,7 @@
 """Folders as Diffusers has written them over the years: shards, variants, pickles, old names. And the local cache."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sd_oracle import make_diffusers_pipeline
 from miniai.base.errors import UserError
 from miniai.base.files import read_json, write_json
 from miniai.base.weights import read_weights, write_weights
+from miniai.cli import run
 from miniai.sd.folder import TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS, Components, read_folder
 from miniai.sd.hub import cached_snapshot, default_cache, find_model
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -202,6 +204,62 @@ def test_a_hub_id_that_cannot_be_had_is_a_user_error(cache: Path) -> None:
     assert cached_snapshot(cache, HUB_ID, "main") is None
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids it"):
         find_model("someone/else", cache_dir=cache, local_files_only=False)
+
+
+REMOTE = [
+    *("model_index.json", "README.md", "v1-5-pruned.ckpt", "scheduler/scheduler_config.json"),
+    *("tokenizer/vocab.json", "tokenizer/merges.txt", "safety_checker/model.safetensors", "unet/config.json"),
+    *("text_encoder/config.json", "text_encoder/pytorch_model.bin", "vae/config.json"),
+    *(
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    ),
+    *(f"unet/diffusion_pytorch_model{mark}-0000{i}-of-00002.safetensors" for i in (1, 2) for mark in ("", ".fp16")),
+    *("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"),
+    *("vae/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors"),
+]
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_what_is_downloaded_is_what_is_read_and_no_other_form_of_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, variant: str | None
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: REMOTE)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or "here")
+    found = find_model("someone/else", cache_dir=cache, local_files_only=False, variant=variant, token="secret")
+    assert found == Path("here")
+    assert (asked["token"], asked["revision"], asked["cache_dir"]) == ("secret", "main", cache)
+    mark = f".{variant}" if variant else ""
+    stem = "diffusion_pytorch_model"
+    assert sorted(asked["allow_patterns"]) == sorted(
+        [
+            *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"),
+            *("text_encoder/config.json", "unet/config.json", "vae/config.json"),
+            "text_encoder/pytorch_model.bin",  # the only form there is
+            f"unet/{stem}.safetensors.index{mark}.json",
+            *(f"unet/{stem}{mark}-0000{i}-of-00002.safetensors" for i in (1, 2)),
+            f"vae/{stem}{mark}.safetensors",
+        ]
+    )
+
+
+def test_without_huggingface_hub_a_download_says_what_to_install(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="needs the package huggingface_hub: install it"):
+        find_model("someone/else", cache_dir=cache, local_files_only=False)
+    assert find_model(HUB_ID, cache_dir=cache).parent.name == "snapshots"  # and what is there needs it not
+
+
+def test_the_command_line_takes_a_hub_id(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    out = tmp_path / "cat.png"
+    command = ["generate", "a cat", "--steps", "2", "--seed", "1", "--device", "cpu", "--out", str(out)]
+    assert run([*command, "--model", HUB_ID]) == 0
+    assert out.is_file()
+    assert run([*command, "--model", "someone/else"]) == 2
 
 
 def test_the_network_is_asked_for_only_by_name_and_its_failure_is_a_user_error(
