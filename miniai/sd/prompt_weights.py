@@ -24,7 +24,8 @@ def a1111(prompt: str) -> list[list[Weighted]]:
     r"""A1111's reading.
 
     (text) is 1.1 times as strong, [text] 1.1 times weaker, (text:1.3) 1.3 times as strong; nested they multiply, and
-    brackets left open reach to the end. \( \) \[ \] \\ are the characters themselves. BREAK begins a new section.
+    brackets left open reach to the end. \( \) \[ \] \\ are the characters themselves. BREAK begins a new
+    section, within brackets too (where A1111 itself takes it for a word, since there its mark is weighted as well).
     """
     runs: list[Weighted | None] = []  # None is a BREAK
     opened: dict[str, list[int]] = {"(": [], "[": []}
