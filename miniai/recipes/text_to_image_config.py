@@ -72,6 +72,8 @@ class TextToImageConfig:
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
     lets the text encoder go on learning with the U-Net and after it, else CLIP's is frozen and texts are encoded only
     once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
+    `text_noise` is the deviation of the noise that the text's tokens bear while the U-Net learns, in parts of their
+    own, so that it takes a text that it never heard for one that it knows, and not for something between them;
     `words_shift` is the same while captions learn from one another; `words_needy` of these are drawn in proportion to
     how far they are from what they should mean, to the power `words_power`; `words_share` is how much of what they
     learned is kept."""
@@ -105,6 +107,7 @@ class TextToImageConfig:
     )
     weighting: Weighting = "min_snr_plus_one"
     timestep_shift: float = 2.5
+    text_noise: float = 0.0
     words_shift: float = 5.0
     words_needy: float = 0.5
     words_power: float = 0.75
@@ -138,6 +141,8 @@ class TextToImageConfig:
             shares |= {f"{name}.{key}": getattr(stage, key) for key in ("share", "warmup", "decay_from", "ema")}
             if stage.ema == 1:
                 raise ValueError(f"{name}.ema must be below 1, or the average never moves")
+        if not 0 <= self.text_noise < float("inf"):
+            raise ValueError(f"text_noise must be 0, for none, or more, not {self.text_noise}")
         for key, value in above.items():
             if not 0 < value < float("inf"):
                 raise ValueError(f"{key} must be above 0, not {value}")

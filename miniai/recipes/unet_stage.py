@@ -85,7 +85,8 @@ class TextToImageModel(nn.Module):
 
 
 class TextToImageObjective:
-    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt.
+    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt; with
+    `config.text_noise` the tokens bear noise of that share of their deviation, each its own.
 
     `compiler` puts the networks through torch.compile, for the steps of the training alone: minutes at the first.
     """
@@ -95,7 +96,8 @@ class TextToImageObjective:
     ) -> None:
         # Either the captions as ids, for a text encoder that learns, or what a frozen one made of them.
         self.texts = (data.ids if config.train_text else data.texts).to(device)
-        self.train_text, self.drop_text = config.train_text, config.drop_text
+        self.train_text, self.drop_text, self.text_noise = config.train_text, config.drop_text, config.text_noise
+        self.token_width = config.text.hidden_size
         self.diffusion = DiffusionObjective(
             NoiseSchedule(config.schedule), config.weighting, timestep_shift=config.timestep_shift
         )
@@ -109,17 +111,24 @@ class TextToImageObjective:
         latents, rows, counts = batch
         chosen = self.texts[choose_captions(rows, counts, generator)]
         chosen = drop_condition(chosen, self.texts[-1], self.drop_text, generator)
+        noise = None
+        if self.text_noise:
+            shape = (*chosen.shape[:2], self.token_width)
+            noise = self.text_noise * torch.randn(shape, generator=generator, device=generator.device).to(chosen.device)
         x0 = latents.float().contiguous(memory_format=torch.channels_last)
         if self.network is None:
             self.network = compiled(self.network_of(model), self.compiler, x0.device)
-        return self.diffusion(self.network, (x0, chosen), generator)
+        return self.diffusion(self.network, (x0, (chosen, noise)), generator)
 
     def network_of(self, model: TextToImageModel) -> Network:
-        """What is trained, as one function of noisy latents, timesteps and captions."""
+        """What is trained, as one function of noisy latents, timesteps, and captions with the noise on their tokens."""
 
-        def network(x_t: Tensor, t: Tensor, captions: Tensor) -> Tensor:
-            said = model.text_encoder(captions).last_hidden_state if self.train_text else captions
-            return model.unet(x_t, t, said.float())
+        def network(x_t: Tensor, t: Tensor, condition: tuple[Tensor, Tensor | None]) -> Tensor:
+            captions, noise = condition
+            said = (model.text_encoder(captions).last_hidden_state if self.train_text else captions).float()
+            if noise is not None:
+                said = said + said.detach().std() * noise
+            return model.unet(x_t, t, said)
 
         return network
 

@@ -23,14 +23,14 @@ from miniai.base.errors import UserError
 from miniai.base.seeds import make_generator
 from miniai.base.weights import read_weights
 from miniai.nn.autoencoder import AutoencoderKL
-from miniai.nn.clip import CLIPModel
+from miniai.nn.clip import CLIPModel, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.recipes import vae_stage
 from miniai.recipes.clip_stage import CaptionTable, choose_captions, clip_config, shift_on_white
 from miniai.recipes.text_to_image import load_clip, train_text_to_image
 from miniai.recipes.text_to_image_begin import config_like, sample_prompts
 from miniai.recipes.text_to_image_config import SIZES, SMALL, TINY, TextToImageConfig, finer
-from miniai.recipes.unet_stage import init_unet
+from miniai.recipes.unet_stage import Latents, TextToImageModel, TextToImageObjective, init_unet
 from miniai.recipes.vae_stage import CHANGES, VAEObjective, edge_error, permute_channels, standardise_latents, to_float
 from miniai.sd.folder import read_folder
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -278,6 +278,7 @@ def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
         (None, "image_size", 128, "vision.image_size 128 and unet.sample_size 16, not 64 and 8"),
         (None, "timestep_shift", 0.0, "timestep_shift must be above 0"),
         (None, "drop_text", 2.0, "drop_text must be from 0 to 1"),
+        (None, "text_noise", -0.1, "text_noise must be 0, for none, or more, not -0.1"),
         ("vae_stage", "ema", 1.0, "vae_stage.ema must be below 1"),
         ("unet_stage", "learning_rate", -1.0, "unet_stage.learning_rate must be above 0"),
         ("words_stage", "batch_size", 0, "words_stage.batch_size must be above 0"),
@@ -391,6 +392,39 @@ def test_each_picture_gets_each_of_its_own_captions_and_no_other() -> None:
         for i, row in enumerate(choose_captions(table.rows, table.counts, make_generator(seed)).tolist()):
             seen[i].add(table.texts[row])
     assert seen == [set(texts) for texts in captions]
+
+
+@pytest.mark.parametrize("train_text", [True, False])
+def test_the_unet_hears_a_text_under_noise_of_the_share_that_the_config_says(train_text: bool) -> None:
+    """What stands between text encoder and U-Net: as it is without noise; and with it, drawn by the generator, off by
+    that share of the tokens' own deviation, for each token by itself."""
+    config = replace(TINY, train_text=train_text, drop_text=0.0)
+    tokenizer = CLIPTokenizer.train(["a red apple"], config.vocab_size, config.window)
+    config = replace(config, text=replace(config.text, vocab_size=len(tokenizer), max_position_embeddings=12))
+    torch.manual_seed(0)
+    model = TextToImageModel(UNet2DConditionModel(config.unet), CLIPTextModel(config.text), train_text)
+    ids = tokenizer(["a red apple", ""])
+    texts = model.text_encoder(ids).last_hidden_state.detach()
+    n = 64
+    data = Latents(
+        torch.randn(n, 4, 8, 8), torch.zeros(n, 1, dtype=torch.long), torch.ones(n, dtype=torch.long), ids, texts
+    )
+    heard: list[torch.Tensor] = []
+    model.unet.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[2].detach()))
+
+    def listen(share: float, seed: int = 0) -> torch.Tensor:
+        objective = TextToImageObjective(replace(config, text_noise=share), data, torch.device("cpu"))
+        objective(model, (data.latents, data.rows, data.counts), make_generator(seed))
+        return heard.pop()
+
+    plain = listen(0.0)
+    assert torch.equal(plain, texts[:1].expand(n, -1, -1))
+    off = (listen(0.5) - plain) / plain.std()
+    assert float(off.std()) == pytest.approx(0.5, rel=0.02)
+    assert abs(float(off.mean())) < 0.02
+    assert float((off[:, 0] * off[:, 1]).mean()) == pytest.approx(0, abs=0.03)  # tokens by themselves
+    assert torch.equal(listen(0.5), listen(0.5))
+    assert not torch.equal(listen(0.5), listen(0.5, seed=1))
 
 
 def test_what_follows_the_end_of_a_text_does_not_change_its_vector() -> None:

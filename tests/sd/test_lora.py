@@ -19,7 +19,7 @@ from tiny_model import tiny_pipeline
 
 from miniai.base.errors import UserError
 from miniai.nn.low_rank import LowRank, adapters_of
-from miniai.nn.packed import can_pack, is_packed
+from miniai.nn.packed import can_pack, is_packed, unpack_weights
 from miniai.sd.ldm_names import ldm_names_of_unet, unet_from_ldm
 from miniai.sd.lora_files import write_lora
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -269,7 +269,8 @@ def test_in_packed_weights_a_lora_does_the_same(lora: Path) -> None:
     if not can_pack(torch.bfloat16):
         pytest.skip("this CPU cannot pack bfloat16")
     packed = StableDiffusionPipeline.from_pretrained(lora / "model", torch.bfloat16)
-    plain = StableDiffusionPipeline.from_pretrained(lora / "model").to(torch.bfloat16)
+    plain = StableDiffusionPipeline.from_pretrained(lora / "model", torch.bfloat16)
+    unpack_weights(plain.unet)
     for pipe in (packed, plain):
         pipe.load_lora_weights(lora / "peft")
     assert is_packed(packed.unet)

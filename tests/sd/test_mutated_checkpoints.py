@@ -99,6 +99,7 @@ def test_mutated_shards_read_or_are_a_user_error_and_nothing_else(
         path.write_bytes(content)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=25, deadline=None, suppress_health_check=QUIET)
 @given(places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4), share=st.floats(0, 1))
 def test_a_mutated_pickled_file_reads_or_is_a_user_error_and_nothing_else(
