@@ -50,15 +50,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _factor(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Some F with F F^T = covariance: Cholesky's, which takes the least time; and where that is singular, or nearly, by
+    """Some F with F F^T = covariance: Cholesky's, which takes the least time; and where that is singular, by
     eigenvalues, of which what rounding left of zeros is set to zero, or its root would be far larger."""
-    rounding = len(covariance) * torch.finfo(covariance.dtype).eps
     triangle, failed = torch.linalg.cholesky_ex(covariance)
-    pivots = triangle.diagonal().square()
-    if not failed and pivots.min() > 1e3 * rounding * pivots.max():
+    if not failed:
         return triangle
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * torch.where(values > values.abs().max() * rounding, values, 0).sqrt()
+    smallest = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    return vectors * torch.where(values > smallest, values, 0).sqrt()
 
 
 def fid(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
