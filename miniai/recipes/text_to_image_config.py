@@ -74,6 +74,8 @@ class TextToImageConfig:
     once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
     `text_noise` is the deviation of the noise that the text's tokens bear while the U-Net learns, in parts of their
     own, so that it takes a text that it never heard for one that it knows, and not for something between them;
+    `text_swap` is the share of texts that then end in another text's tail, from the last comma on, so that it does not
+    learn each pair of a thing and a style by heart: see `swapped_tails`;
     `words_shift` is the same while captions learn from one another; `words_needy` of these are drawn in proportion to
     how far they are from what they should mean, to the power `words_power`; `words_share` is how much of what they
     learned is kept."""
@@ -108,6 +110,7 @@ class TextToImageConfig:
     weighting: Weighting = "min_snr_plus_one"
     timestep_shift: float = 2.5
     text_noise: float = 0.0
+    text_swap: float = 0.0
     words_shift: float = 5.0
     words_needy: float = 0.5
     words_power: float = 0.75
@@ -133,7 +136,7 @@ class TextToImageConfig:
 
     def _check_numbers(self) -> None:
         above = {name: getattr(self, name) for name in ("timestep_shift", "words_shift")}
-        shares = {name: getattr(self, name) for name in ("words_needy", "words_share", "drop_text")}
+        shares = {name: getattr(self, name) for name in ("words_needy", "words_share", "drop_text", "text_swap")}
         for name in ("vae_stage", "clip_stage", "unet_stage", "words_stage", "decoder_stage"):
             stage: StageConfig = getattr(self, name)
             of_stage = {key: getattr(stage, key) for key in ("batch_size", "learning_rate", "clip_norm")}

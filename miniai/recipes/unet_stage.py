@@ -21,6 +21,7 @@ from miniai.nn.clip import CLIPTextModel
 from miniai.nn.layers import SelfAttention2D
 from miniai.nn.unet import UNet, UNet2DConditionModel
 from miniai.recipes.clip_stage import CaptionTable, choose_captions
+from miniai.recipes.text_tails import Swap, swapped_tails
 from miniai.recipes.text_to_image_config import TextToImageConfig
 from miniai.recipes.training import StageRun, compiled, initial_weights, run_stage
 from miniai.recipes.vae_stage import to_float
@@ -85,8 +86,9 @@ class TextToImageModel(nn.Module):
 
 
 class TextToImageObjective:
-    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt; with
-    `config.text_noise` the tokens bear noise of that share of their deviation, each its own.
+    """The diffusion loss of latents given one of the picture's captions, or, now and then, the empty prompt; of
+    `config.text_swap` of them the tail is another's, and with `config.text_noise` the tokens bear noise of that share
+    of their deviation, each its own.
 
     `compiler` puts the networks through torch.compile, for the steps of the training alone: minutes at the first.
     """
@@ -94,9 +96,9 @@ class TextToImageObjective:
     def __init__(
         self, config: TextToImageConfig, data: Latents, device: torch.device, compiler: str | None = None
     ) -> None:
-        # Either the captions as ids, for a text encoder that learns, or what a frozen one made of them.
-        self.texts = (data.ids if config.train_text else data.texts).to(device)
-        self.train_text, self.drop_text, self.text_noise = config.train_text, config.drop_text, config.text_noise
+        self.ids, self.eos_id = data.ids.to(device), int(data.ids[-1, 1])  # the empty prompt's second
+        self.texts = None if config.train_text else data.texts.to(device)  # what a frozen encoder made of them
+        self.drop_text, self.text_noise, self.text_swap = config.drop_text, config.text_noise, config.text_swap
         self.token_width = config.text.hidden_size
         self.diffusion = DiffusionObjective(
             NoiseSchedule(config.schedule), config.weighting, timestep_shift=config.timestep_shift
@@ -109,23 +111,30 @@ class TextToImageObjective:
     ) -> Float[Tensor, ""]:
         assert isinstance(model, TextToImageModel)
         latents, rows, counts = batch
-        chosen = self.texts[choose_captions(rows, counts, generator)]
-        chosen = drop_condition(chosen, self.texts[-1], self.drop_text, generator)
-        noise = None
+        empty = torch.tensor(len(self.ids) - 1)
+        chosen = drop_condition(choose_captions(rows, counts, generator), empty, self.drop_text, generator)
+        ids = self.ids[chosen]
+        said = ids if self.texts is None else self.texts[chosen]
+        noise = swap = None
         if self.text_noise:
-            shape = (*chosen.shape[:2], self.token_width)
-            noise = self.text_noise * torch.randn(shape, generator=generator, device=generator.device).to(chosen.device)
+            shape = (*ids.shape, self.token_width)
+            noise = self.text_noise * torch.randn(shape, generator=generator, device=generator.device).to(ids.device)
+        if self.text_swap:
+            swap = swapped_tails(ids, self.eos_id, self.text_swap, generator)
         x0 = latents.float().contiguous(memory_format=torch.channels_last)
         if self.network is None:
             self.network = compiled(self.network_of(model), self.compiler, x0.device)
-        return self.diffusion(self.network, (x0, (chosen, noise)), generator)
+        return self.diffusion(self.network, (x0, (said, swap, noise)), generator)
 
     def network_of(self, model: TextToImageModel) -> Network:
-        """What is trained, as one function of noisy latents, timesteps, and captions with the noise on their tokens."""
+        """What is trained, as one function of noisy latents, timesteps, and captions with whose tails and which noise
+        their tokens get."""
 
-        def network(x_t: Tensor, t: Tensor, condition: tuple[Tensor, Tensor | None]) -> Tensor:
-            captions, noise = condition
-            said = (model.text_encoder(captions).last_hidden_state if self.train_text else captions).float()
+        def network(x_t: Tensor, t: Tensor, condition: tuple[Tensor, Swap | None, Tensor | None]) -> Tensor:
+            said, swap, noise = condition
+            said = (model.text_encoder(said).last_hidden_state if self.texts is None else said).float()
+            if swap is not None:
+                said = said[swap]
             if noise is not None:
                 said = said + said.detach().std() * noise
             return model.unet(x_t, t, said)

@@ -123,3 +123,6 @@ def word_symbols(word: str) -> list[str]:
     symbols = [alphabet[byte] for byte in word.encode()]
     symbols[-1] += END_OF_WORD
     return symbols
+
+
+COMMA = len(byte_alphabet()) + list(byte_alphabet()).index(ord(","))  # the id of the word ","

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from miniai.base.errors import UserError
 from miniai.nn.autoencoder import AutoencoderKL
@@ -22,6 +23,15 @@ def check_place(device: str | torch.device, dtype: object) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _is_there(module: nn.Module, target: str | torch.device | torch.dtype) -> bool:
+    """Whether `module.to(target)` would change nothing."""
+    tensors = (*module.parameters(), *module.buffers())
+    if isinstance(target, torch.dtype):
+        return all(tensor.dtype == target for tensor in tensors if tensor.is_floating_point())
+    place = torch.empty(0, device=target).device  # with its number: "cuda" is "cuda:0", or the current one
+    return all(tensor.device == place for tensor in tensors)
 
 
 class Placement:
@@ -46,13 +56,15 @@ class Placement:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Pipeline:
-        """Move the networks to a device, or convert them to a dtype, in place; `packed` for where they are then."""
+        """Move the networks to a device, or convert them to a dtype, in place; `packed` for where they are then. What
+        is there already stays as it is."""
         checker = [] if self.safety_flags is None else [self.safety_flags.checker]
         targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
         for module in (self.text_encoder, self.unet, self.vae, *checker):
-            unpack_weights(module)
-            for target in targets:
-                module.to(target)
+            if not all(_is_there(module, target) for target in targets):
+                unpack_weights(module)
+                for target in targets:
+                    module.to(target)
         return self.packed()
 
     def packed(self: Pipeline) -> Pipeline:

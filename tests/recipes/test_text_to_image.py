@@ -279,6 +279,7 @@ def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
         (None, "timestep_shift", 0.0, "timestep_shift must be above 0"),
         (None, "drop_text", 2.0, "drop_text must be from 0 to 1"),
         (None, "text_noise", -0.1, "text_noise must be 0, for none, or more, not -0.1"),
+        (None, "text_swap", 1.5, "text_swap must be from 0 to 1, not 1.5"),
         ("vae_stage", "ema", 1.0, "vae_stage.ema must be below 1"),
         ("unet_stage", "learning_rate", -1.0, "unet_stage.learning_rate must be above 0"),
         ("words_stage", "batch_size", 0, "words_stage.batch_size must be above 0"),
@@ -427,6 +428,33 @@ def test_the_unet_hears_a_text_under_noise_of_the_share_that_the_config_says(tra
     assert float((off[:, 0] * off[:, 1]).mean()) == pytest.approx(0, abs=0.03)  # tokens by themselves
     assert torch.equal(listen(0.5), listen(0.5))
     assert not torch.equal(listen(0.5), listen(0.5, seed=1))
+
+
+@pytest.mark.parametrize("train_text", [True, False])
+def test_with_text_swap_the_unet_hears_the_tail_of_another_text(train_text: bool) -> None:
+    """Asked of the text encoder by itself: each token is what it makes of that word, in one of two captions."""
+    config = replace(TINY, train_text=train_text, drop_text=0.0, text_swap=0.5)
+    captions = ["a red apple, flat style", "a dog, flat style", ""]
+    tokenizer = CLIPTokenizer.train(captions * 2, config.vocab_size, config.window)
+    config = replace(config, text=replace(config.text, vocab_size=len(tokenizer), max_position_embeddings=12))
+    torch.manual_seed(0)
+    model = TextToImageModel(UNet2DConditionModel(config.unet), CLIPTextModel(config.text), train_text)
+    ids = tokenizer(captions)
+    texts = model.text_encoder(ids).last_hidden_state.detach()
+    n = 64
+    of = torch.arange(n) % 2
+    data = Latents(torch.randn(n, 4, 8, 8), of[:, None], torch.ones(n, dtype=torch.long), ids, texts)
+    heard: list[torch.Tensor] = []
+    model.unet.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[2].detach()))
+    objective = TextToImageObjective(config, data, torch.device("cpu"))
+    objective(model, (data.latents, data.rows, data.counts), make_generator(0))
+    apples, dogs = heard[0][of == 0], heard[0][of == 1]
+    own, other = texts[0, 4:8], texts[1, 3:7]  # ", flat style" and the end of the text
+    assert torch.allclose(apples[:, :4], texts[0, :4], atol=1e-6)
+    assert torch.allclose(dogs[:, :3], texts[1, :3], atol=1e-6)
+    swapped = torch.isclose(apples[:, 4:8], other, atol=1e-6).all((1, 2))
+    assert torch.equal(swapped, ~torch.isclose(apples[:, 4:8], own, atol=1e-6).all((1, 2)))
+    assert 4 < int(swapped.sum()) < 16  # half of the half whose partner is a dog
 
 
 def test_what_follows_the_end_of_a_text_does_not_change_its_vector() -> None:

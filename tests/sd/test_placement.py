@@ -53,6 +53,25 @@ def test_converted_to_float32_no_weight_stays_packed(model: Path) -> None:
 
 
 @HALF
+def test_moved_to_where_it_is_nothing_is_unpacked(model: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16)
+    before = [id(tensor) for tensor in (*pipe.unet.buffers(), *pipe.vae.buffers())]
+    kept = pipe.unet.conv_in.weight
+    pipe.to("cpu").to(torch.bfloat16).to(torch.device("cpu"), torch.bfloat16)
+    assert kept.is_mkldnn
+    assert [id(tensor) for tensor in (*pipe.unet.buffers(), *pipe.vae.buffers())] == before
+
+
+@HALF
+def test_what_lies_elsewhere_is_moved_though_the_rest_is_there(model: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16)
+    pipe.vae.decoder.conv_norm_out.float()
+    pipe.to(torch.bfloat16)
+    assert pipe.vae.decoder.conv_norm_out.weight.dtype == torch.bfloat16
+    assert is_packed(pipe.vae.decoder)
+
+
+@HALF
 def test_a_compiled_network_is_not_packed_when_it_is_moved() -> None:
     pipe = tiny_pipeline().compiled().to(torch.bfloat16)
     assert not is_packed(pipe.unet)
