@@ -101,9 +101,10 @@ def markdown_table(results: dict[str, Any]) -> str:
     for key, name in SHARES.items():
         figures = results[key]
         if figures is not None:
-            cells = [f"{figures[who]:.3f} ± {figures['standard_error'][who]:.3f}" for who in ("generated", "real")]
-            ratio = "" if figures["ratio"] is None else f"{figures['ratio']:.2f}"
-            lines.append(f"| {name.format(**figures)} | {' | '.join(cells)} | {ratio} | {figures['chance']:.3f} |")
+            lines.append(f"| {name.format(**figures)} | {_both(figures)} | {figures['chance']:.3f} |")
+        if key == "style" and figures is not None:
+            each = figures["each"].items()
+            lines += [f"| – of {name} (n = {of['n']}) | {_both(of)} | |" for name, of in each]
     fid, kid, near = results["fid"], results["kid"], results["nearest_training"]
     lines.append(f"| FID | {fid['generated']:.2f} | {fid['real']:.2f} | | |")
     cells = [f"{kid[who]['mean']:.4f} ± {kid[who]['deviation']:.4f}" for who in ("generated", "real")]
@@ -112,6 +113,12 @@ def markdown_table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {near['generated'][key]:.3f} | {near['real'][key]:.3f} | | |")
     few = [] if n >= FEW else ["", f"{n} pictures are too few for FID and KID to mean anything: take {FEW} or more."]
     return "\n".join([*lines, *few, "", NOTES.format(n=n)]) + "\n"
+
+
+def _both(figures: dict[str, Any]) -> str:
+    """Three cells: painted, real, and how one is to the other."""
+    cells = [f"{figures[who]:.3f} ± {figures['standard_error'][who]:.3f}" for who in ("generated", "real")]
+    return " | ".join([*cells, "" if figures["ratio"] is None else f"{figures['ratio']:.2f}"])
 
 
 def samples_sheet(pictures: Pictures, records: list[dict[str, Any]]) -> Image.Image:

@@ -93,7 +93,8 @@ def _style(
     styles: Sequence[str],
     train_styles: Sequence[str],
 ) -> dict[str, Any] | None:
-    """Whether a linear classifier of style, fitted to the training pictures, finds the style that the caption names.
+    """Whether a linear classifier of style, fitted to the training pictures, finds the style that the caption names: of
+    all captions, and of those of each style.
 
     None if the data names fewer than two styles. Chance is the share of the most frequent one.
     """
@@ -104,16 +105,23 @@ def _style(
     classes = torch.tensor([names.index(style) for style in styles])
     right_painted = (classify(painted, weights) == classes).double()
     right_real = (classify(real, weights) == classes).double()
-    return _shares(right_painted, right_real, len(names), max(Counter(styles).values()) / len(styles))
+    counts = Counter(styles)
+    members = {name: classes == names.index(name) for name in sorted(counts)}
+    each = {
+        name: _side_by_side(right_painted[of], right_real[of]) | {"n": counts[name]} for name, of in members.items()
+    }
+    return _shares(right_painted, right_real, len(names), max(counts.values()) / len(styles)) | {"each": each}
 
 
 def _shares(generated: Float[Tensor, " n"], real: Float[Tensor, " n"], k: int, chance: float) -> dict[str, Any]:
+    return {"k": k, "chance": chance, **_side_by_side(generated, real)}
+
+
+def _side_by_side(generated: Float[Tensor, " n"], real: Float[Tensor, " n"]) -> dict[str, Any]:
     shares = {"generated": float(generated.mean()), "real": float(real.mean())}
     return {
-        "k": k,
         **shares,
         "ratio": shares["generated"] / shares["real"] if shares["real"] else None,
-        "chance": chance,
         "standard_error": {who: standard_error(share, len(generated)) for who, share in shares.items()},
     }
 

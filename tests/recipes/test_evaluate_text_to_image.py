@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def test_painter_that_copies_training_pictures_is_found_out(judge: Evaluator, da
     assert [p["nearest_by_pixel"]["index"] for p in figures["pictures"]] == list(range(len(copied)))
     assert figures["pictures"][3]["nearest_by_feature"]["text"] == data.train[3].text
     assert figures["retrieval"]["ratio"] < 0.5
+
+
+def test_each_style_is_told_by_itself(judge: Evaluator, data: CaptionedFolder) -> None:
+    """Of a painter that knows one style alone, and paints it whatever is asked for."""
+    real = load_images(data.heldout, judge.image_size)
+    styles = [str(item.fields["style"]) for item in data.heldout]
+    first, second = sorted(set(styles))
+    known = [i for i, style in enumerate(styles) if style == first]
+    painted = real[[i if style == first else known[i % len(known)] for i, style in enumerate(styles)]]
+    found = _figures(judge, data, painted)["style"]
+    each = found["each"]
+    assert {name: of["n"] for name, of in each.items()} == Counter(styles)
+    assert each[first]["ratio"] == 1.0
+    assert each[second]["generated"] < 0.2 < 0.8 < each[second]["real"]
+    for who in ("generated", "real"):
+        assert sum(of["n"] * of[who] for of in each.values()) / len(styles) == pytest.approx(found[who])
 
 
 def test_painter_of_white_paper_scores_near_chance(judge: Evaluator, data: CaptionedFolder) -> None:
