@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trial_parts import AlignedModel, AlignedObjective, Exchanged, FlowLoss, encode, patches
+from trial_parts import AlignedModel, AlignedObjective, Exchanged, encode, patches
+from trial_vaes import Beside, VAEBeside
 
 from miniai.base.files import make_folder, read_json, write_json
 from miniai.base.seeds import make_generator
@@ -47,11 +48,12 @@ class Trial:
     captions: Callable[[CaptionedItem], list[str]] = lambda item: list(item.captions)
     others: Callable[[Tensor], Tensor] | None = None  # pictures that half of each batch is exchanged for
     alignment: float = 0.0
-    flow: bool = False
+    loss: Callable[[NoiseSchedule], Any] | None = None  # instead of the diffusion loss
     listener: Callable[[CLIPTextModel], nn.Module] | None = None
     data: Path | None = None  # instead of --data
     beside: Path | None = None  # as well
-    vae: Callable[[VAELossConfig], Objective] | None = None
+    vae: Callable[[VAELossConfig, CLIPModel], Objective] | None = None
+    vae_beside: Beside | None = None  # what learns beside the VAE, for its loss
     new_vae: bool = False
     text_layers: int | None = None
     pictures: float = 1.0  # of those that the others see
@@ -123,7 +125,9 @@ class Bench:
         judge = read_json(self.evaluator / RECORD)["names"]
         return {"steps": self.steps, "clip_steps": self.clip_steps, "vae_steps": self.vae_steps, "judge": judge}
 
-    def vae(self, trial: Trial, config: TextToImageConfig, images: Tensor, place: Path) -> AutoencoderKL:
+    def vae(
+        self, trial: Trial, config: TextToImageConfig, clip: CLIPModel, images: Tensor, place: Path
+    ) -> AutoencoderKL:
         """The packaged one or a new one, trained as the trial says."""
         if trial.new_vae:
             with initial_weights(config.seed):
@@ -135,7 +139,11 @@ class Bench:
             rate = config.vae_stage.learning_rate * (1.0 if trial.new_vae else 0.5)
             run = StageRun("vae", place, self.device, None, self.vae_steps)
             vae_stage = replace(config.vae_stage, learning_rate=rate)
-            run_stage(run, vae_stage, vae, images, trial.vae(config.vae_loss), config.seed)
+            learning: Any = vae
+            if trial.vae_beside is not None:
+                with initial_weights(config.seed):
+                    learning = VAEBeside(vae, trial.vae_beside(vae, clip))
+            run_stage(run, vae_stage, learning, images, trial.vae(config.vae_loss, clip), config.seed)
             standardise_latents(vae, images[:: max(1, len(images) // 1024)].to(self.device))
             vae.eval().requires_grad_(False)
         return vae
@@ -148,7 +156,7 @@ class Bench:
         items = read_captioned_folder(trial.data or self.data).train
         items += () if trial.beside is None else read_captioned_folder(trial.beside).train
         images = load_images(items, config.image_size)
-        vae = self.vae(trial, config, images, place / "vae")
+        vae = self.vae(trial, config, clip, images, place / "vae")
         captions = [trial.captions(item) for item in items]
         data = compute_latents(vae, text_encoder, tokenizer, images, captions, self.device, not config.train_text)
         with initial_weights(config.seed):
@@ -156,8 +164,8 @@ class Bench:
             listener: Any = text_encoder if trial.listener is None else trial.listener(text_encoder)
             model = TextToImageModel(unet, listener, config.train_text)
         objective: Any = TextToImageObjective(config, data, self.device)
-        if trial.flow:
-            objective.diffusion = FlowLoss(NoiseSchedule(config.schedule))
+        if trial.loss is not None:
+            objective.diffusion = trial.loss(NoiseSchedule(config.schedule))
         tensors: tuple[Tensor, ...] = (data.latents, data.rows, data.counts)
         if trial.others is not None:
             tensors += (encode(vae, trial.others(images), self.device),)
@@ -197,7 +205,8 @@ class Bench:
         write_folder(place / "model", Components(trained.tokenizer, text, unet, vae, scheduler_config(trained.config)))
         asked = Evaluation(place / "model", self.data, evaluator=self.evaluator, device=str(self.device))
         judged = evaluate_text_to_image(asked, place / "evaluation")
-        return {key: judged[key] for key in ("retrieval", "retrieval_within_style", "style", "fid", "kid")}
+        kept = ("retrieval", "retrieval_within_style", "style", "fid", "kid", "nearest_training")
+        return {key: judged[key] for key in kept}
 
     @torch.no_grad()
     def errors(self, trained: "Trained") -> dict[str, dict[str, float]]:

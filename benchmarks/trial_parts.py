@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from miniai.base.images import to_pil, to_tensor
 from miniai.base.seeds import make_generator
-from miniai.diffusion.objectives import Network, diffusion_errors
+from miniai.diffusion.objectives import Network, diffusion_errors, draw_timesteps, min_snr_weight
 from miniai.diffusion.schedule import NoiseSchedule
 from miniai.diffusion.weighting import Plain
 from miniai.nn.clip import CLIPModel, CLIPTextModel, CLIPTextOutput
@@ -96,6 +96,25 @@ class FlowLoss:
             condition=condition,
             weight=Plain("flow"),
         ).mean()
+
+
+class OffsetLoss:
+    """The recipe's loss for v under noise of which a part, of deviation `offset`, is the same for a whole channel
+    (Guttenberg 2023, "Diffusion with Offset Noise"): what would let a network darken or whiten a whole picture."""
+
+    def __init__(self, schedule: NoiseSchedule, offset: float, shift: float) -> None:
+        self.schedule, self.offset, self.shift = schedule, offset, shift
+
+    def __call__(self, network: Network, batch: tuple[Tensor, Any], generator: torch.Generator) -> Tensor:
+        x0, condition = batch
+        t = draw_timesteps(len(x0), self.schedule.n_timesteps, generator, shift=self.shift, stratified=True)
+        where = {"generator": generator, "device": generator.device}
+        noise = torch.randn(x0.shape, **where) + self.offset * torch.randn(*x0.shape[:2], 1, 1, **where)
+        level = self.schedule.alpha_bar.to(t.device)[t].double()
+        signal, spread = (part.float()[:, None, None, None] for part in (level.sqrt(), (1 - level).sqrt()))
+        predicted = network(signal * x0 + spread * noise, t.float(), condition).float()
+        errors = (predicted - (signal * noise - spread * x0)).square().flatten(1).mean(1)
+        return (errors * min_snr_weight(level, "v_prediction", 5.0, 1.0).float()).mean()
 
 
 class NoisyVAEObjective(VAEObjective):

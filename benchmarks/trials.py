@@ -25,13 +25,25 @@ from pathlib import Path
 from typing import Any
 
 from trial_bench import BASE, LEVELS, Bench, Trial
-from trial_parts import Both, NoisyVAEObjective, Pooled, mirrored, moved, with_groups, with_seen_colours
+from trial_parts import (
+    Both,
+    FlowLoss,
+    NoisyVAEObjective,
+    OffsetLoss,
+    Pooled,
+    mirrored,
+    moved,
+    with_groups,
+    with_seen_colours,
+)
+from trial_vaes import AlignedVAEObjective, CriticObjective, PerceptualObjective, critic, projection
 
 from miniai.base.configs import config_to_dict
 from miniai.base.device import pick_device
 from miniai.base.files import write_json
+from miniai.nn.clip import CLIPModel
 from miniai.recipes.evaluator import SHIPPED
-from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig, finer
+from miniai.recipes.text_to_image_config import SMALL, TextToImageConfig, VAELossConfig, finer
 from miniai.recipes.vae_stage import VAEObjective
 from miniai.train.captions import CaptionedItem
 
@@ -50,6 +62,10 @@ def schedule(**changes: Any) -> Callable[[TextToImageConfig], TextToImageConfig]
 
 def plain(loss: VAELossConfig) -> VAELossConfig:
     return replace(loss, equivariant=0.0)
+
+
+def like_the_recipe(loss: VAELossConfig, clip: CLIPModel) -> VAEObjective:
+    return VAEObjective(loss)
 
 
 def channels(n: int) -> Callable[[TextToImageConfig], TextToImageConfig]:
@@ -78,6 +94,10 @@ TRIALS: dict[str, Trial] = {
     ),
     "plain-v": Trial("v without weighting", lambda config: replace(config, weighting="none")),
     "zero-snr": Trial("the last timestep is noise alone", schedule(rescale_betas_zero_snr=True)),
+    "offset": Trial(
+        "a tenth of the noise's deviation is the same for a whole channel",
+        loss=lambda schedule: OffsetLoss(schedule, 0.1, SMALL.timestep_shift),
+    ),
     "uniform": Trial("timesteps drawn evenly", lambda config: replace(config, timestep_shift=1.0)),
     "shift-4": Trial("timesteps shifted by 4", lambda config: replace(config, timestep_shift=4.0)),
     "drop-20": Trial("a fifth of the captions dropped", lambda config: replace(config, drop_text=0.2)),
@@ -96,7 +116,7 @@ TRIALS: dict[str, Trial] = {
     "adamw": Trial("AdamW for all weights, at 0.0007", stage(optimizer="adamw", learning_rate=7e-4)),
     "mirrored": Trial("half of the pictures are seen in the mirror", others=mirrored),
     "moved": Trial("half of the pictures are turned by up to 10° and shifted by up to 4 pixels", others=moved),
-    "flow": Trial("times and weights of rectified flow, logit-normal, for v", flow=True),
+    "flow": Trial("times and weights of rectified flow, logit-normal, for v", loss=FlowLoss),
     "pooled": Trial("the U-Net hears of the text its pooled vector alone", listener=Pooled),
     "both": Trial("the tokens' vectors and the pooled one", listener=Both),
     "text-2": Trial("a text encoder of two layers, the first of CLIP's four", text_layers=2),
@@ -105,27 +125,41 @@ TRIALS: dict[str, Trial] = {
     "stamps": Trial("pictures that children stamp, a style of their own", beside=STAMPS),
     "skin-tones": Trial("hands, and these and others in five skin tones more", data=SKIN_TONES),
     "alignment": Trial("the U-Net's middle is drawn to CLIP's image patches (REPA)", alignment=0.5),
-    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss: VAEObjective(plain(loss))),
+    "vae-on": Trial("the VAE goes on for `--vae-steps` first", vae=lambda loss, clip: VAEObjective(plain(loss))),
     "vae-equivariant": Trial(
         "the same; latents of half of the batches are turned, mirrored or halved, and so are the pictures to decode",
-        vae=VAEObjective,
+        vae=like_the_recipe,
     ),
     "vae-noise": Trial(
         "the same without; noise on the latents, of up to 0.6 of their deviation",
-        vae=lambda loss: NoisyVAEObjective(plain(loss), 0.6),
+        vae=lambda loss, clip: NoisyVAEObjective(plain(loss), 0.6),
     ),
-    "vae-both": Trial("the same with both", vae=lambda loss: NoisyVAEObjective(loss, 0.6)),
+    "vae-both": Trial("the same with both", vae=lambda loss, clip: NoisyVAEObjective(loss, 0.6)),
     "vae-kl": Trial(
         "the same without either; KL counts ten times as much",
-        vae=lambda loss: VAEObjective(replace(plain(loss), kl=10 * loss.kl)),
+        vae=lambda loss, clip: VAEObjective(replace(plain(loss), kl=10 * loss.kl)),
     ),
-    "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=VAEObjective, new_vae=True),
-    "channels-8": Trial("the same with latents 8×8×8", channels(8), vae=VAEObjective, new_vae=True),
-    "channels-4": Trial("the same with latents 4×8×8", channels(4), vae=VAEObjective, new_vae=True),
+    "vae-perceptual": Trial(
+        "`vae-on` with the error of CLIP's image encoder's states beside that of pixels",
+        vae=lambda loss, clip: PerceptualObjective(plain(loss), clip, 0.5),
+    ),
+    "vae-critic": Trial(
+        "`vae-on` against a critic of patches",
+        vae=lambda loss, clip: CriticObjective(plain(loss), 0.5),
+        vae_beside=critic,
+    ),
+    "vae-aligned": Trial(
+        "`vae-on` with latents drawn to what CLIP's image encoder says of their patch",
+        vae=lambda loss, clip: AlignedVAEObjective(plain(loss), clip, 0.5),
+        vae_beside=projection,
+    ),
+    "factor-8": Trial("a VAE of the recipe's kind from nothing, latents 16×8×8", vae=like_the_recipe, new_vae=True),
+    "channels-8": Trial("the same with latents 8×8×8", channels(8), vae=like_the_recipe, new_vae=True),
+    "channels-4": Trial("the same with latents 4×8×8", channels(4), vae=like_the_recipe, new_vae=True),
     "factor-4": Trial(
         "the same with latents 4×16×16, and a U-Net with a level more",
         lambda config: finer(config, top=48),
-        vae=VAEObjective,
+        vae=like_the_recipe,
         new_vae=True,
     ),
 }
@@ -140,15 +174,19 @@ def without_style(item: CaptionedItem) -> list[str]:
 def table(results: list[Mapping[str, Any]]) -> str:
     lines = [
         f"| trial | what | pictures | minutes | error in x0 at {', '.join(map(str, LEVELS))} | error of pixels | right"
-        " caption | style | FID |",
-        "| --- | --- | ---: | ---: | --- | --- | ---: | ---: | ---: |",
+        " caption | of the same style | style | FID | KID | nearest training picture |",
+        "| --- | --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for found in results:
         errors = [", ".join(f"{e:.4f}" for e in found.get(key, {}).values()) for key in ("errors", "pixel_errors")]
         figures = [
             f"{found[key]['generated']:.{digits}f}" if key in found else ""
-            for key, digits in (("retrieval", 3), ("style", 3), ("fid", 2))
+            for key, digits in (("retrieval", 3), ("retrieval_within_style", 3), ("style", 3), ("fid", 2))
         ]
+        figures.append(f"{found['kid']['generated']['mean']:.4f}" if "kid" in found else "")
+        figures.append(
+            f"{found['nearest_training']['generated']['feature']:.3f}" if "nearest_training" in found else ""
+        )
         cells = [found["name"], found["why"], f"{found['images']:,}", f"{found['minutes']:.1f}", *errors, *figures]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -124,7 +124,7 @@ class DecoderObjective:
         alike = sum(F.l1_loss(ours.float(), theirs.detach().float()) for ours, theirs in pairs) / len(features)
         errors = pixels + self.weights.edges * edges + self.weights.features * alike
         adversarial = -opinion.float().mean()
-        scale = self.weights.adversarial * _gradient_norm(errors, painted) / _gradient_norm(adversarial, painted)
+        scale = self.weights.adversarial * gradient_norm(errors, painted) / gradient_norm(adversarial, painted)
         critic = F.relu(1 - real_opinion.float()).mean() + F.relu(1 + painted_opinion.float()).mean()
         loss = errors + scale * adversarial + critic
         return {"loss": loss, "pixels": pixels, "edges": edges, "features": alike, "critic": critic}
@@ -139,7 +139,7 @@ class DecoderObjective:
         return torch.where(drawn[0] < self.weights.painted, painted.float(), own)
 
 
-def _gradient_norm(loss: Float[Tensor, ""], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+def gradient_norm(loss: Float[Tensor, ""], images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
     (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
     return gradient.norm().clamp_min(1e-12)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from miniai.base.files import make_folder
 from miniai.base.images import grid, save_png, to_pil
 from miniai.base.seeds import on_host
-from miniai.nn.autoencoder import AutoencoderKL
+from miniai.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from miniai.recipes.text_to_image_config import TextToImageConfig, VAELossConfig
 from miniai.recipes.training import StageRun, initial_weights, run_stage
 
@@ -36,7 +36,12 @@ class VAEObjective:
         target = to_float(permute_channels(images, self.weights.recolour, generator))
         latents = model.encode(target)
         sampled, wanted = self.disturb(latents.sample(generator), target, generator)
-        painted = model.decode(sampled).float()
+        return self.terms(latents, model.decode(sampled).float(), wanted)
+
+    def terms(
+        self, latents: DiagonalGaussian, painted: Float[Tensor, "b 3 y x"], wanted: Float[Tensor, "b 3 y x"]
+    ) -> dict[str, Tensor]:
+        """The loss, and its parts."""
         pixels = (painted - wanted).abs().mean()
         edges = edge_error(painted, wanted)
         kl = latents.kl().mean() / latents.mean[0].numel()
