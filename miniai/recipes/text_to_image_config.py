@@ -71,14 +71,14 @@ class TextToImageConfig:
     """The whole recipe. `image_size` is in pixels, `window` and `vocab_size` in tokens; `drop_text` is the share of
     pictures that are trained without their caption, for classifier-free guidance (Ho and Salimans 2022); `train_text`
     lets the text encoder go on learning with the U-Net and after it, else CLIP's is frozen and texts are encoded only
-    once; `timestep_shift` above 1 trains more at high noise, where the text decides: see `draw_timesteps`;
-    `text_noise` is the deviation of the noise that the text's tokens bear while the U-Net learns, in parts of their
-    own, so that it takes a text that it never heard for one that it knows, and not for something between them;
-    `text_swap` is the share of texts that then end in another text's tail, from the last comma on, so that it does not
-    learn each pair of a thing and a style by heart: see `swapped_tails`;
-    `words_shift` is the same while captions learn from one another; `words_needy` of these are drawn in proportion to
-    how far they are from what they should mean, to the power `words_power`; `words_share` is how much of what they
-    learned is kept."""
+    once; `unet_learns` says whether all of the U-Net learns or its transformer blocks alone, which read the text: for
+    one that draws well already, and is to read better; `timestep_shift` above 1 trains more at high noise, where the
+    text decides: see `draw_timesteps`; `text_noise` is the deviation of the noise that the text's tokens bear while the
+    U-Net learns, in parts of their own, so that it takes a text that it never heard for one that it knows, and not for
+    something between them; `text_swap` is the share of texts that then end in another text's tail, from the last comma
+    on, so that it does not learn each pair of a thing and a style by heart: see `swapped_tails`; `words_shift` is the
+    same while captions learn from one another; `words_needy` of these are drawn in proportion to how far they are from
+    what they should mean, to the power `words_power`; `words_share` is how much of what they learned is kept."""
 
     image_size: int
     window: int
@@ -117,6 +117,7 @@ class TextToImageConfig:
     words_share: float = 1.0
     drop_text: float = 0.1
     train_text: bool = True
+    unet_learns: Literal["all", "attentions"] = "all"
     clip_shift: int = 3  # pixels that CLIP's training pictures are moved by, at most, each way
     seed: int = 0
 

@@ -155,7 +155,9 @@ def train_unet(
     if unet is None:
         with initial_weights(config.seed):
             unet = init_unet(UNet2DConditionModel(config.unet))
-    model = TextToImageModel(unet.requires_grad_(True), text_encoder, config.train_text)
+    for name, weight in unet.named_parameters():
+        weight.requires_grad_(config.unet_learns == "all" or ".attentions." in name)
+    model = TextToImageModel(unet, text_encoder, config.train_text)
     objective = TextToImageObjective(config, data, run.device, run.compiler)
     pictures = TensorDataset((data.latents, data.rows, data.counts))
     sample = None if paint is None else lambda path: paint(model, path)

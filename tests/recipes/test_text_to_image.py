@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from miniai.base.configs import config_from_dict, config_to_dict
 from miniai.base.errors import UserError
+from miniai.base.files import read_json, write_json
 from miniai.base.seeds import make_generator
 from miniai.base.weights import read_weights
 from miniai.nn.autoencoder import AutoencoderKL
@@ -123,6 +124,18 @@ def test_a_model_can_go_on_from_another_which_keeps_its_encoder(data: Path, trai
     train_text_to_image(data, out, steps=3, init=trained / "model", device="cpu", resume=True)
     rates.append(json.loads((out / "config.json").read_text())["unet_stage"]["learning_rate"])
     assert rates == [2e-3, 1e-3, 1e-3]  # gentler, once
+
+
+def test_if_only_its_attentions_learn_the_rest_of_the_unet_stays(data: Path, trained: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    write_json(config, read_json(trained / "config.json") | {"unet_learns": "attentions"})
+    out, stages = tmp_path / "out", ("latents", "unet")
+    train_text_to_image(data, out, steps=2, init=trained / "model", config_file=config, stages=stages, device="cpu")
+    before, after = (read_weights(next((folder / "model" / "unet").glob("*.safetensors"))) for folder in (trained, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    kernels = {name for name in before if before[name].ndim > 1}
+    assert moved & kernels == {name for name in kernels if ".attentions." in name}
+    assert all(".attentions." in name for name in moved)
 
 
 def test_the_vae_goes_on_too_if_the_stages_name_it(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -279,6 +292,7 @@ def test_a_config_whose_parts_do_not_fit_is_refused() -> None:
         (None, "timestep_shift", 0.0, "timestep_shift must be above 0"),
         (None, "drop_text", 2.0, "drop_text must be from 0 to 1"),
         (None, "text_noise", -0.1, "text_noise must be 0, for none, or more, not -0.1"),
+        (None, "unet_learns", "norms", "unet_learns"),
         (None, "text_swap", 1.5, "text_swap must be from 0 to 1, not 1.5"),
         ("vae_stage", "ema", 1.0, "vae_stage.ema must be below 1"),
         ("unet_stage", "learning_rate", -1.0, "unet_stage.learning_rate must be above 0"),
