@@ -31,7 +31,7 @@ NOTES = """\
 "Real" are the held-out pictures themselves, which the evaluator never saw either. For FID and KID it is what training
 pictures, in samples as large, are from the held-out ones; both depend on the evaluator and, FID, on the number of
 pictures ({n}): compare only within this table. ± is one standard error, and for KID the deviation of a subset's figure.
-The distances to the nearest training picture are medians."""
+Distances, to the nearest training picture and to the real one, are medians."""
 
 
 def evaluate_text_to_image(
@@ -111,6 +111,9 @@ def markdown_table(results: dict[str, Any]) -> str:
     lines.append(f"| KID | {' | '.join(cells)} | | |")
     for key, name in (("feature", "nearest training picture, cosine distance"), ("pixel", "the same, by pixels, RMS")):
         lines.append(f"| {name} | {near['generated'][key]:.3f} | {near['real'][key]:.3f} | | |")
+    own = results["own_picture"]
+    lines.append(f"| the real picture of its caption, cosine distance | {own['feature']:.3f} | | | |")
+    lines.append(f"| the same, by pixels, RMS | {own['pixel']:.3f} | | | |")
     few = [] if n >= FEW else ["", f"{n} pictures are too few for FID and KID to mean anything: take {FEW} or more."]
     return "\n".join([*lines, *few, "", NOTES.format(n=n)]) + "\n"
 

@@ -63,6 +63,7 @@ def measure(
             "generated": _medians(by_feature, by_pixel),
             "real": _medians(nearest_by_feature(real, trained), nearest_by_pixel(pictures.heldout, pictures.train)),
         },
+        "own_picture": _own_picture(painted, real, pictures),
         "pictures": [
             {
                 "prompt": item.text,
@@ -148,6 +149,15 @@ def _distances(
             "real": sum(frechet_distance(moments(sample), reference) for sample in samples) / N_DRAWS,
         },
         "kid": {"generated": asdict(kid(painted, real)), "real": asdict(mean_kid)},
+    }
+
+
+def _own_picture(painted: Float[Tensor, "n d"], real: Float[Tensor, "n d"], pictures: Pictures) -> dict[str, float]:
+    """How far each painted picture is from the held-out one of its caption; medians, as of the nearest in training."""
+    apart = (pictures.painted.double() - pictures.heldout.double()).square().flatten(1).mean(1).sqrt() / 255
+    return {
+        "feature": float((1 - torch.cosine_similarity(painted.double(), real.double())).median()),
+        "pixel": float(apart.median()),
     }
 
 

@@ -79,6 +79,7 @@ def test_painter_that_paints_the_real_pictures_scores_what_they_score(judge: Eva
     assert figures["fid"]["generated"] < 1e-6 < figures["fid"]["real"]
     assert figures["kid"]["generated"]["mean"] < figures["kid"]["real"]["mean"]
     assert figures["nearest_training"]["generated"] == figures["nearest_training"]["real"]
+    assert figures["own_picture"] == pytest.approx({"feature": 0, "pixel": 0}, abs=1e-6)
 
 
 def test_painter_that_copies_training_pictures_is_found_out(judge: Evaluator, data: CaptionedFolder) -> None:
@@ -107,6 +108,19 @@ def test_each_style_is_told_by_itself(judge: Evaluator, data: CaptionedFolder) -
     assert each[second]["generated"] < 0.2 < 0.8 < each[second]["real"]
     for who in ("generated", "real"):
         assert sum(of["n"] * of[who] for of in each.values()) / len(styles) == pytest.approx(found[who])
+
+
+def test_painter_of_darker_pictures_is_as_far_from_the_real_ones(judge: Evaluator, data: CaptionedFolder) -> None:
+    real = load_images(data.heldout, judge.image_size)
+    darker = torch.stack([(picture.double() * 0.8).to(torch.uint8) for picture in real])
+    own = _figures(judge, data, darker)["own_picture"]
+    apart = [
+        float((a.double() / 255 - b.double() / 255).square().mean()) ** 0.5 for a, b in zip(darker, real, strict=True)
+    ]
+    assert own["pixel"] == pytest.approx(sorted(apart)[(len(apart) - 1) // 2], rel=1e-6)
+    a, b = judge.see(darker).double(), judge.see(real).double()
+    cosines = sorted(1 - float(x @ y / x.norm() / y.norm()) for x, y in zip(a, b, strict=True))
+    assert own["feature"] == pytest.approx(cosines[(len(cosines) - 1) // 2], abs=1e-6)
 
 
 def test_painter_of_white_paper_scores_near_chance(judge: Evaluator, data: CaptionedFolder) -> None:
