@@ -399,9 +399,39 @@ def test_only_what_the_mask_shows_white_is_painted_anew(miniai: Any) -> None:
     assert (pixels("all, a cat.png") != pixels("all, a dog.png")).any()
 
 
+def test_around_the_mask_a_large_picture_is_painted_at_the_models_size(miniai: Any) -> None:
+    Image.new("RGB", (90, 70), "orange").save("orange.png")
+    white = Image.new("L", (90, 70), 0)
+    white.paste(255, (30, 20, 50, 44))
+    white.save("mask.png")
+    arguments = (
+        "--image",
+        "orange.png",
+        "--mask",
+        "mask.png",
+        "--mask-padding",
+        "6",
+        "--seed",
+        "5",
+        "--out",
+        "part.png",
+    )
+    outcome = miniai("generate", "a cat", *arguments)
+    assert (outcome.code, outcome.err) == (0, "seed 5\n")
+    changed = (pixels("part.png") != pixels("orange.png")).any(axis=2)
+    assert changed.shape == (70, 90)
+    assert changed[20:44, 30:50].mean() > 0.9
+    assert changed.sum() == changed[20:44, 30:50].sum()
+    told = read_parameters("part.png") or ""
+    assert "Size: 90x70" in told
+    assert "Mask: mask.png, Inpaint area: Only masked, Masked area padding: 6, " in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (("--mask-padding", "6"), "error: --mask-padding belongs to a mask: give it with --mask FILE"),
+        (("--mask-padding", "-1"), "error: --mask-padding -1 is out of range: give 0 to "),
         (("--image", "none.png"), "error: none.png is missing: check the path"),
         (("--strength", "0.5"), "error: --strength belongs to a picture to start from: give it with --image FILE"),
         (("--mask", "m.png"), "error: --mask belongs to a picture to start from: give it with --image FILE"),

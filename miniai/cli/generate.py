@@ -73,6 +73,14 @@ def generate(
             metavar="FILE", help="Picture as large as --image: white where something new is painted, black where not."
         ),
     ] = None,
+    mask_padding: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Paint only what lies around --mask, and so many pixels more, at the model's size; then put it back.",
+            show_default="the whole picture",
+        ),
+    ] = None,
     guidance_rescale: Annotated[
         float, typer.Option(help="How far guidance is kept from raising the contrast, 0 to 1.")
     ] = 0.0,
@@ -120,6 +128,7 @@ def generate(
         image=image,
         strength=strength,
         mask=mask,
+        mask_padding=mask_padding,
         guidance_rescale=guidance_rescale,
         clip_skip=clip_skip,
         eta=eta,

@@ -155,8 +155,8 @@ def paint(
     n_batches = -(-request.n // BATCH_SIZE)
     n_steps = request.steps - (skipped_steps(request.steps, request.strength, mask is not None) if image else 0)
     # As large as the picture, within a mask too: Diffusers' pipeline would take the model's own size there.
-    factor = pipe.vae.config.factor
-    width, height = (None, None) if image is None else (side - side % factor for side in image.size)
+    factor, own = pipe.vae.config.factor, None if image is None or request.mask_padding is not None else image.size
+    width, height = (None, None) if own is None else (side - side % factor for side in own)
     count = itertools.count(1)
     # None: shown on a terminal only
     with tqdm(total=n_steps * n_batches, desc="painting", unit="step", leave=False, disable=None) as bar:
@@ -185,6 +185,7 @@ def paint(
                 image=image,
                 strength=request.strength,
                 mask_image=mask,
+                padding_mask_crop=request.mask_padding,
                 guidance_rescale=request.guidance_rescale,
                 clip_skip=request.clip_skip,
                 eta=request.eta,
@@ -238,6 +239,8 @@ def _further_settings(request: GenerateRequest) -> dict[str, str]:
         "Denoising strength": None if request.image is None else f"{strength:g}",
         "Init image": None if request.image is None else request.image.name,
         "Mask": None if request.mask is None else request.mask.name,
+        "Inpaint area": None if request.mask_padding is None else "Only masked",
+        "Masked area padding": None if request.mask_padding is None else f"{request.mask_padding}",
         "Clip skip": None if skip is None else f"{skip + 1}",  # as that interface counts
         "Eta": f"{request.eta:g}" if request.eta else None,
         "CFG rescale": f"{request.guidance_rescale:g}" if request.guidance_rescale else None,

@@ -41,6 +41,8 @@ class GenerateRequest:
     - width, height: in pixels; None is the size of `image`, or without one what the model was trained on.
     - image: a picture to start from; strength: how much of it is painted anew, 0 to 1. None is 0.8, or 1 with a mask.
     - mask: a picture as large as `image`, white where something new is to be painted, black where it is to stay.
+    - mask_padding: paint only what lies around the mask, with so many pixels more on each side, at `width` by `height`
+      (None: what the model was trained on), and put it back. None is the whole picture.
     - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast.
     - eta: how much fresh noise DDIM takes at each step, 0 to 1.
     - prompt_syntax: "plain", "a1111" or "comfyui", how weights such as (word:1.3) are read; long_prompts: "cut" or
@@ -71,6 +73,7 @@ class GenerateRequest:
     image: Path | None = None
     strength: int | float | None = None
     mask: Path | None = None
+    mask_padding: int | None = None
     guidance_rescale: int | float = 0.0
     clip_skip: int | None = None
     eta: int | float = 0.0
@@ -111,6 +114,7 @@ def check_request(request: GenerateRequest) -> None:
         ("--height", request.height, 1, MAX_SIDE, "pixels"),
         ("--seed", request.seed, 0, MAX_SEED - MAX_N, ""),
         ("--strength", request.strength, 0, 1, ""),
+        ("--mask-padding", request.mask_padding, 0, MAX_SIDE, "pixels"),
         ("--guidance-rescale", request.guidance_rescale, 0, 1, ""),
         ("--clip-skip", request.clip_skip, 0, MAX_CLIP_SKIP, "layers"),
         ("--eta", request.eta, 0, 1, ""),
@@ -126,6 +130,8 @@ def check_request(request: GenerateRequest) -> None:
     if request.image is None and (request.strength is not None or request.mask is not None):
         option = "--strength" if request.mask is None else "--mask"
         raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")
+    if request.mask is None and request.mask_padding is not None:
+        raise UserError("--mask-padding belongs to a mask: give it with --mask FILE")
     take_lora_tags(request)
 
 

@@ -31,6 +31,7 @@ from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
 from miniai.sd.lora import LoraNames
+from miniai.sd.mask_crop import MaskCrop
 from miniai.sd.placement import Placement, check_place
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
@@ -185,6 +186,8 @@ class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, Diffu
         image: ImageInput | None = None,
         strength: int | float | None = None,
         mask_image: ImageInput | None = None,
+        padding_mask_crop: int | float | None = None,
+        masked_image_latents: Float[Tensor, "m c h w"] | None = None,
         guidance_rescale: int | float = 0.0,
         eta: int | float = 0.0,
         prompt_embeds: Float[Tensor, "p n d"] | None = None,
@@ -218,6 +221,9 @@ class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, Diffu
         - strength: 0 to 1, the share of the steps that is taken, from a picture with as much noise as belongs there.
           None is 0.8; with a mask 1, which starts from noise alone.
         - mask_image: white where something new is painted, black where the picture stays; as large as `image`.
+        - padding_mask_crop: cut out what lies around the mask, with so many pixels more, paint it at `height` by
+          `width`, and put it back: see `MaskCrop`. masked_image_latents: what an inpainting model is shown of the
+          picture, in the place of `image` without what the mask has: its latents, or the picture, see `Source`.
         - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
         - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
         - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; elsewhere a step takes
@@ -250,6 +256,11 @@ class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, Diffu
         # 2. A picture to start from, if there is one; the size; and a generator for each picture
         vae, n_images = self.vae.config, len(condition)
         own_side = self.unet.config.sample_size * vae.factor
+        crop = None
+        if padding_mask_crop is not None:
+            height, width = height or own_side, width or own_side
+            crop = MaskCrop.around(image, mask_image, (height, width), padding_mask_crop, output_type)
+            image, mask_image = crop.parts()
         source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels, own_side)
         shape = latent_shape(self.unet, self.vae, n_images, *(source.size if source else (height, width)))
         generators = spread_generators(generator, n_images)
@@ -264,7 +275,7 @@ class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, Diffu
 
         # 4. The noise to start from, and the picture's latents
         start = make_start(
-            *(self.vae, self.unet, source, shape, generators, latents),
+            *(self.vae, self.unet, source, shape, generators, latents, masked_image_latents),
             n_each=num_images_per_prompt,
             noise_alone=n_skipped == 0,
         )
@@ -308,7 +319,8 @@ class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, Diffu
         give_back_unwritten(self.text_encoder)  # decoding takes the most memory, and needs none of it
         images = self.decode(painted)
         flags = None if self.safety_flags is None else self.safety_flags(to_pil(images))
-        return StableDiffusionOutput(convert(images, output_type), flags)
+        converted = convert(images, output_type)
+        return StableDiffusionOutput(converted if crop is None else [crop.put_back(one) for one in converted], flags)
 
     def for_each_picture(self, vectors: Float[Tensor, "p n d"], n_each: int) -> Float[Tensor, "b n d"]:
         """The vectors of each prompt, once for each of its `n_each` pictures, as the U-Net reads them."""

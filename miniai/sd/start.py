@@ -51,12 +51,15 @@ def make_start(
     shape: Sequence[int],
     generators: list[torch.Generator],
     latents: Float[Tensor, "b c h w"] | None,
+    masked: Float[Tensor, "m c2 h2 w2"] | None,
     n_each: int,
     noise_alone: bool,
 ) -> Start:
     """Draw the start for latents of `shape`, from each picture's generator in Diffusers' order: picture, noise, mask.
 
     - latents: unit noise of the caller, instead of a draw.
+    - masked: what an inpainting model is shown of the picture, instead of `source.masked_images()`; or its latents,
+      scaled as the U-Net sees them.
     - n_each: pictures of each prompt.
     - noise_alone: with a mask, start without the picture (strength 1).
 
@@ -79,15 +82,29 @@ def make_start(
 
     x0 = None if noise_alone else known
     mask = latent_mask(source.mask, shape, n_each).to(device)
-    masked = source.masked_images()
+    masked = source.masked_images() if masked is None else masked
+    is_latent = masked.shape[1] == vae.config.latent_channels
     if native:
-        masked_latents = draw_latents(encode_images(vae, masked), generators, n_each) * vae.config.scaling_factor
-        return Start(noise, x0, beside=torch.cat([mask, masked_latents.to(device)], dim=1))
-    # Diffusers encodes the masked picture here too, for nothing but this draw, on which later noise depends.
-    nothing = torch.zeros(len(masked), *shape[1:])
-    draw_latents(DiagonalGaussian(nothing, nothing), generators, n_each)
+        if is_latent:
+            shown = given_latents(masked, shape, n_each)
+        else:
+            shown = draw_latents(encode_images(vae, masked), generators, n_each) * vae.config.scaling_factor
+        return Start(noise, x0, beside=torch.cat([mask, shown.to(device)], dim=1))
+    if not is_latent:
+        # Diffusers encodes the masked picture here too, for nothing but this draw, on which later noise depends.
+        nothing = torch.zeros(len(masked), *shape[1:])
+        draw_latents(DiagonalGaussian(nothing, nothing), generators, n_each)
     assert known is not None
     return Start(noise, x0, region=KnownRegion(mask, known, noise))
+
+
+def given_latents(latents: Float[Tensor, "m c h w"], shape: Sequence[int], n_each: int) -> Float[Tensor, "b c h w"]:
+    """The caller's latents of masked pictures, one for each picture to be painted."""
+    if tuple(latents.shape[1:]) != tuple(shape[1:]):
+        raise UserError(
+            f"masked_image_latents have shape {tuple(latents.shape)}: this request needs {tuple(shape[1:])} of each"
+        )
+    return latents.float()[spread(len(latents), shape[0], n_each, "masked pictures")]
 
 
 def latent_shape(
