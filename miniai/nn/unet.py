@@ -6,6 +6,7 @@ block also receives what the block opposite to it put out on the way down.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
+from miniai.nn.freeu import FreeU
 from miniai.nn.group_norm import GroupNorm
 from miniai.nn.layers import TimestepEmbedding, norm_silu, sinusoidal_embedding
 from miniai.nn.transformer import Transformer2DModel, for_each
@@ -153,6 +155,12 @@ class UNet(nn.Module):
                 deep.features = x
         x = last.layers(range(n_deep, n_layers), x, skips, time, context)
         return self.conv_out(norm_silu(self.conv_norm_out, x))
+
+    def set_freeu(self, *levels: FreeU) -> None:
+        """Weigh what each of the first levels on the way up gets by one of these, from the deepest; the others, and if
+        none is given all, by nothing."""
+        for block, weights in zip_longest(self.up_blocks, levels[: len(self.up_blocks)]):
+            block.freeu = weights
 
     @property
     def _outer_blocks(self) -> "tuple[DownBlock2D, UpBlock2D]":

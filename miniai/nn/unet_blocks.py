@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.nn.freeu import FreeU
 from miniai.nn.layers import Downsample2D, ResnetBlock2D, Upsample2D
 
 
@@ -107,6 +108,7 @@ class UpBlock2D(Block2D):
         attention = config.up_block_types[len(channels) - 1 - level] != "UpBlock2D"
         super().__init__(config, [a + b for a, b in zip(inputs, skips, strict=True)], c_out, level, attention)
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(c_out)])
+        self.freeu: FreeU | None = None
 
     def forward(
         self,
@@ -130,7 +132,10 @@ class UpBlock2D(Block2D):
     ) -> Float[Tensor, "b c2 h w"]:
         """Some of the residual blocks, with their attention, one after the other."""
         for i in which:
-            x = self.step(i, torch.cat([x, skips[len(self.resnets) - 1 - i]], dim=1), time, context)
+            beside = skips[len(self.resnets) - 1 - i]
+            if self.freeu is not None:
+                x, beside = self.freeu(x, beside)
+            x = self.step(i, torch.cat([x, beside], dim=1), time, context)
         return x
 
 

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from miniai.base.errors import UserError
 from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
+from miniai.nn.freeu import FreeU
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.prompts import PromptReader
 from miniai.sd.safety import SafetyFlags
@@ -115,6 +117,21 @@ class DiffusersNames:
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Likewise."""
+
+    def enable_freeu(self, s1: int | float, s2: int | float, b1: int | float, b2: int | float) -> None:
+        """Weigh what meets on the U-Net's way up, see `FreeU`: at its two deepest levels the features by `b1` and `b2`,
+        the low frequencies of the maps beside them by `s1` and `s2`. Diffusers' pages give 0.9, 0.2, 1.5, 1.6 for
+        Stable Diffusion 1.5, and 0.9, 0.2, 1.4, 1.6 for 2.1.
+
+        Raises UserError for a weight that is not above 0.
+        """
+        for name, weight in {"s1": s1, "s2": s2, "b1": b1, "b2": b2}.items():
+            if not 0 < weight < float("inf"):
+                raise UserError(f"{name} {weight} is not possible: give a number above 0, 1 to change nothing")
+        self.unet.set_freeu(FreeU(b1, s1), FreeU(b2, s2))
+
+    def disable_freeu(self) -> None:
+        self.unet.set_freeu()
 
     def enable_vae_slicing(self) -> None:
         """Decode and encode one picture at a time: several then take no more memory than one."""

@@ -14,7 +14,7 @@ from sd_oracle import make_diffusers_pipeline, relative_error
 from tiny_model import tiny_pipeline
 from torch import Tensor
 
-from miniai.base.errors import UserNotice
+from miniai.base.errors import UserError, UserNotice
 from miniai.base.files import read_json, write_json
 from miniai.nn import painting
 from miniai.sd.pipeline import StableDiffusionPipeline
@@ -78,6 +78,27 @@ def test_the_same_start_gives_the_same_latents_as_diffusers(pair: Pair, schedule
     ours = pair.ours(**request, sampler=sampler).images
     assert theirs.std() > 0.1
     assert relative_error(ours, theirs) < 1e-4
+
+
+def test_freeu_is_that_of_diffusers_until_it_is_disabled(pair: Pair) -> None:
+    use_scheduler(pair, "EulerDiscreteScheduler")
+    request = {"prompt": PROMPTS, "num_inference_steps": N_STEPS, "latents": start(pair, 2), "output_type": "latent"}
+    plain = pair.ours(**request, sampler="euler").images
+    for weights in ({"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}, {"s1": 0.4, "s2": 0.7, "b1": 0.8, "b2": 1.2}):
+        for pipe in (pair.theirs, pair.ours):
+            pipe.enable_freeu(**weights)
+        theirs, ours = pair.theirs(**request).images, pair.ours(**request, sampler="euler").images
+        assert relative_error(ours, theirs) < 1e-4
+        assert relative_error(ours, plain) > 0.01
+    for pipe in (pair.theirs, pair.ours):
+        pipe.disable_freeu()
+    assert torch.equal(pair.ours(**request, sampler="euler").images, plain)
+
+
+@pytest.mark.parametrize("weights", [(0.9, 0.2, 1.5, 0.0), (float("nan"), 0.2, 1.5, 1.6)])
+def test_freeu_by_impossible_weights_is_a_user_error(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match=r"(b2 0.0|s1 nan) is not possible: give a number above 0"):
+        tiny_pipeline().enable_freeu(*weights)
 
 
 @pytest.mark.parametrize(
