@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from miniai.base.configs import config_to_dict
 from miniai.base.errors import UserError
 from miniai.base.files import make_folder, read_json, write_json
-from miniai.base.weights import give_weights, without_memory, write_weights
+from miniai.base.weights import give_weights, without_memory
 from miniai.diffusion.sampling import SAMPLERS, schedule_config
 from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
 from miniai.nn.clip import CLIPTextConfig, CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel, UNetConfig
 from miniai.sd.tensor_names import text_encoder_names, vae_names
 from miniai.sd.tokenizer import CLIPTokenizer
-from miniai.sd.weight_files import has_variant, read_part
+from miniai.sd.weight_files import PARTS, check_variant, has_variant, read_part, read_size, write_part
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -106,20 +106,35 @@ def read_vae_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> A
     return _fill(module, lambda: read_part(folder, Path(VAE_WEIGHTS).stem, None, False), vae_names, dtype, device)
 
 
-def write_folder(folder: str | os.PathLike[str], components: Components) -> None:
+def write_folder(
+    folder: str | os.PathLike[str],
+    components: Components,
+    variant: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
     """Write a model folder that `read_folder` and `diffusers.StableDiffusionPipeline.from_pretrained` load.
+
+    - variant: a name such as "fp16", which the weights' files then bear; dtypes are as they are.
+    - max_shard_size: weights of more bytes, a number or a text such as "5GB", go into several files.
 
     Each file appears whole or not at all, and model_index.json last: without it the folder is seen to be incomplete.
     """
     folder = Path(folder)
+    check_variant(variant)
+    shard_bytes = None if max_shard_size is None else read_size(max_shard_size)
     parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
     for part in parts:
         make_folder(folder / part)
     components.tokenizer.save_pretrained(folder / "tokenizer")
     text_notes = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
-    _write_module(folder, TEXT_WEIGHTS, components.text_encoder, text_notes)
-    _write_module(folder, UNET_WEIGHTS, components.unet, _class_note("UNet2DConditionModel"))
-    _write_module(folder, VAE_WEIGHTS, components.vae, _class_note("AutoencoderKL"))
+    modules: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("text_encoder", components.text_encoder, text_notes),
+        ("unet", components.unet, _class_note("UNet2DConditionModel")),
+        ("vae", components.vae, _class_note("AutoencoderKL")),
+    )
+    for part, module, notes in modules:
+        write_json(folder / part / "config.json", notes | config_to_dict(module.config))
+        write_part(folder / part, PARTS[part], module.state_dict(), variant, shard_bytes)
     # Diffusers notes in memory, and not in files, which values are a class's defaults.
     scheduler = {k: v for k, v in components.scheduler_config.items() if k != "_use_default_values"}
     write_json(folder / SCHEDULER, scheduler)
@@ -213,11 +228,6 @@ def check_fit(where: str, parts: Components) -> None:
     for holds, how in claims:
         if not holds:
             raise UserError(f"{where}: the parts do not belong together ({how}): get it again")
-
-
-def _write_module(folder: Path, weights: str, module: Any, notes: dict[str, Any]) -> None:
-    write_json((folder / weights).parent / "config.json", notes | config_to_dict(module.config))
-    write_weights(folder / weights, module.state_dict())
 
 
 def _class_note(name: str) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """Text to image, whole: the prompt through tokenizer and text encoder, noise through a sampler on the guided U-Net,
 latents through the decoder (Rombach et al. 2022)."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,21 +16,14 @@ from miniai.diffusion.inverse import PictureLoss, loss_guided
 from miniai.diffusion.ladder import StepList
 from miniai.diffusion.samplers import Denoiser
 from miniai.diffusion.sampling import find_sampler, fresh_noise, sample, sampler_from_file, schedule_config
-from miniai.diffusion.schedule import NoiseSchedule, PredictionType
-from miniai.nn.autoencoder import AutoencoderKL
-from miniai.nn.clip import CLIPTextModel
+from miniai.diffusion.schedule import NoiseSchedule
 from miniai.nn.painting import painting
-from miniai.nn.unet import UNet2DConditionModel
-from miniai.sd.diffusers_names import DiffusersNames
 from miniai.sd.fast import ReusedDeepFeatures
-from miniai.sd.folder import SCHEDULER, Components, check_fit, read_folder, write_folder
+from miniai.sd.folder import SCHEDULER
 from miniai.sd.guidance import Guidance
-from miniai.sd.hub import find_model
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
-from miniai.sd.lora import LoraNames
 from miniai.sd.mask_crop import MaskCrop
-from miniai.sd.placement import Placement, check_place
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
     check_shares,
@@ -41,131 +32,14 @@ from miniai.sd.request_checks import (
     noise_interval,
     spread_generators,
 )
-from miniai.sd.safety import SafetyFlags, has_safety_checker, read_safety_checker
-from miniai.sd.single_file import find_vae, read_single_file
 from miniai.sd.start import latent_shape, make_start
 from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step, check_tensor_names
+from miniai.sd.stored import Stored
 from miniai.sd.textual_inversion import TextualInversionNames
-from miniai.sd.tokenizer import CLIPTokenizer
 
 
-class StableDiffusionPipeline(Placement, LoraNames, TextualInversionNames, DiffusersNames):
-    """The parts of a Stable Diffusion model, and the call that paints with them.
-
-    `scheduler_config` is the content of scheduler_config.json: the noise schedule that the U-Net was trained on, what
-    it predicts, and the sampler it is painted with unless another is asked for. In its place `scheduler` may be given,
-    another pipeline's or one of Diffusers', as `StableDiffusionImg2ImgPipeline(**pipe.components)` does; what follows
-    is there for such calls.
-    """
-
-    def __init__(
-        self,
-        tokenizer: CLIPTokenizer,
-        text_encoder: CLIPTextModel,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        scheduler_config: dict[str, Any] | None = None,
-        safety_flags: SafetyFlags | None = None,
-        *,
-        scheduler: Any = None,
-        safety_checker: SafetyFlags | None = None,
-        feature_extractor: None = None,
-        requires_safety_checker: bool = False,
-    ) -> None:
-        if (scheduler_config is None) == (scheduler is None):
-            raise ValueError("a pipeline needs either scheduler_config or scheduler")
-        self.tokenizer = tokenizer
-        self.text_encoder = text_encoder
-        self.unet = unet
-        self.vae = vae
-        self.scheduler_config = scheduler_config or {}
-        if scheduler is not None:
-            self.scheduler = scheduler
-        self.safety_flags = safety_flags or safety_checker
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        torch_dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        *,
-        vae: Any = None,
-        scheduler: Any = None,
-        variant: str | None = None,
-        revision: str = "main",
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = True,
-        use_safetensors: bool | None = None,
-        safety_checker: bool | None = True,
-        requires_safety_checker: bool = False,
-        token: str | bool | None = None,
-        feature_extractor: None = None,
-        low_cpu_mem_usage: bool = True,
-    ) -> "StableDiffusionPipeline":
-        """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
-
-        - vae: an autoencoder, ours or Diffusers', or the file or folder of one, in the place of the folder's own.
-        - scheduler: one of Diffusers', which names the sampler in the place of the folder's scheduler_config.json.
-        - variant: "fp16" reads half the bytes, where the folder has them.
-        - revision, cache_dir, local_files_only, token: see `find_model`; local_files_only=False lets the model be
-          downloaded.
-        - use_safetensors: True refuses pickled weights; otherwise their tensors are read, and nothing is executed.
-        - safety_checker: the folder's own, if it has one, says of each picture, in `nsfw_content_detected`, whether it
-          would blank it; none is changed. None or False leaves it unread.
-        - the others are there for programs written for Diffusers: memory is always used sparingly.
-
-        Raises UserError as `find_model`, `read_folder` and `check_place` do.
-        """
-        check_place(device, torch_dtype)
-        options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        found = find_model(folder, variant=variant, **options)  # type: ignore[arg-type]
-        parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
-        if vae is not None:
-            parts = replace(parts, vae=find_vae(vae, torch_dtype, torch.device(device)))
-            check_fit(str(found), parts)
-        flags = None
-        if safety_checker and has_safety_checker(found):
-            flags = read_safety_checker(found, torch_dtype, torch.device(device), variant)
-        pipe = cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config, flags)
-        if scheduler is not None:
-            pipe.scheduler = scheduler
-        return pipe.packed()
-
-    @classmethod
-    def from_single_file(
-        cls,
-        file: str | os.PathLike[str],
-        torch_dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        *,
-        tokenizer: CLIPTokenizer | str | os.PathLike[str] | None = None,
-        vae: AutoencoderKL | str | os.PathLike[str] | None = None,
-        prediction_type: PredictionType | None = None,
-        config: str | os.PathLike[str] | None = None,
-        local_files_only: bool = True,
-        use_safetensors: bool | None = None,
-        safety_checker: None = None,
-    ) -> "StableDiffusionPipeline":
-        """Read a .safetensors or .ckpt file of Stable Diffusion 1.x or 2.x, offline.
-
-        `miniai.sd.deduced_configs` says what is deduced and how; arguments and errors are those of `read_single_file`.
-        What follows `config` is there for programs written for Diffusers: nothing is fetched, the name of the file says
-        how it is read, and it has no safety checker.
-        """
-        check_place(device, torch_dtype)
-        parts = read_single_file(file, torch_dtype, torch.device(device), tokenizer, vae, prediction_type, config)
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler_config).packed()
-
-    def save_pretrained(self, folder: str | os.PathLike[str], safe_serialization: bool = True) -> None:
-        """Write a model folder that `from_pretrained` loads, here and in Diffusers: safetensors, dtypes as they are.
-
-        Raises UserError for another format, and if it cannot be written.
-        """
-        if not safe_serialization:
-            raise UserError("only safetensors are written here: leave out safe_serialization=False")
-        self._scale_lora(None)
-        write_folder(folder, Components(self.tokenizer, self.text_encoder, self.unet, self.vae, self.scheduler_config))
+class StableDiffusionPipeline(Stored, TextualInversionNames):
+    """The call that paints with the parts of a Stable Diffusion model; `Stored` says what these are, and where from."""
 
     @torch.no_grad()
     def __call__(

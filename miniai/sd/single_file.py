@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from miniai.base.errors import UserError
 from miniai.base.weights import give_weights, is_safetensors, read_metadata, without_memory
 from miniai.diffusion.schedule import PredictionType
-from miniai.nn.autoencoder import AutoencoderKL, VAEConfig
+from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.added_tokens import AddedToken
@@ -123,20 +123,6 @@ def read_vae(path: str | os.PathLike[str], dtype: torch.dtype, device: torch.dev
         return read_vae_folder(inner if inner.is_dir() else path, dtype, device)
     tensors = read_file(path)
     return _vae_from(under(VAE, tensors) or tensors, str(path), dtype, device)
-
-
-def find_vae(vae: Any, dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
-    """The autoencoder given, or one of Diffusers' made ours, or that of a file or folder. Raises UserError for what is
-    none of these, and as `read_vae` does."""
-    if isinstance(vae, str | os.PathLike):
-        return read_vae(vae, dtype, device)
-    if not isinstance(vae, AutoencoderKL):
-        if not isinstance(vae, nn.Module) or type(vae).__name__ != "AutoencoderKL":
-            raise UserError(f"vae is {type(vae).__name__}: give an AutoencoderKL, or the file or folder of one")
-        theirs: Any = vae
-        vae = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config), "vae"))
-        vae.load_state_dict(theirs.state_dict())
-    return vae.to(device, dtype).eval()
 
 
 def find_tokenizer(tokenizer: CLIPTokenizer | str | os.PathLike[str] | None, pads_with_first: bool) -> CLIPTokenizer:

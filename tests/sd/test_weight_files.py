@@ -19,7 +19,8 @@ from miniai.cli import run
 from miniai.sd.folder import TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS, Components, read_folder
 from miniai.sd.hub import cached_snapshot, default_cache, find_model
 from miniai.sd.pipeline import StableDiffusionPipeline
-from miniai.sd.weight_files import read_file
+from miniai.sd.tensor_names import text_encoder_names
+from miniai.sd.weight_files import PARTS, read_file, read_size
 
 CPU = torch.device("cpu")
 HUB_ID = "someone/tiny-diffusion"
@@ -76,6 +77,79 @@ def test_shards_and_variants_that_diffusers_writes_are_read(
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
     assert not (tmp_path / UNET_WEIGHTS).exists()
     assert_same(tmp_path, whole, variant=variant)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("size", [None, 20_000, "5 KiB"])
+def test_shards_and_variants_that_we_write_are_read_here_and_in_diffusers(
+    whole: Path, tmp_path: Path, variant: str | None, size: int | str | None
+) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(whole)
+    pipe.save_pretrained(tmp_path / "model", variant=variant, max_shard_size=size)
+    assert_same(tmp_path / "model", whole, variant=variant)
+    mark = f".{variant}" if variant else ""
+    for part, stem in PARTS.items():
+        found = sorted(path.name for path in (tmp_path / "model" / part).glob("*.safetensors"))
+        if size is None:
+            assert found == [f"{stem}{mark}.safetensors"]
+            continue
+        assert found == [f"{stem}{mark}-{i + 1:05d}-of-{len(found):05d}.safetensors" for i in range(len(found))]
+        assert len(found) > 1
+        for name in found:
+            tensors = read_weights(tmp_path / "model" / part / name)
+            n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            assert n_bytes <= read_size(size) or len(tensors) == 1
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model", variant=variant)
+    for part in PARTS:
+        written, read = getattr(pipe, part).state_dict(), getattr(theirs, part).state_dict()
+        read = text_encoder_names(read) if part == "text_encoder" else read
+        assert written.keys() == read.keys()
+        assert all(torch.equal(written[name], read[name]) for name in written)
+
+
+def test_what_was_there_in_the_other_form_is_removed_and_other_variants_stay(whole: Path, tmp_path: Path) -> None:
+    """Otherwise the file of before would be read, or a shard of it."""
+    folder, pipe = tmp_path / "model", StableDiffusionPipeline.from_pretrained(whole)
+    pipe.save_pretrained(folder, variant="kept")
+
+    def weights() -> list[str]:
+        return sorted(path.name for path in (folder / "unet").glob("*") if "kept" not in path.name)
+
+    pipe.save_pretrained(folder)
+    single = weights()
+    assert single == ["config.json", "diffusion_pytorch_model.safetensors"]
+    for size in (5_000, 20_000, None):  # many shards, few, one file
+        with torch.no_grad():
+            pipe.unet.conv_in.bias += 1
+        pipe.save_pretrained(folder, max_shard_size=size)
+        read = read_folder(folder, torch.float32, CPU)
+        assert torch.equal(read.unet.conv_in.bias, pipe.unet.conv_in.bias)
+        if size is not None:
+            index = read_json(folder / "unet" / "diffusion_pytorch_model.safetensors.index.json")
+            files = sorted(set(index["weight_map"].values()))
+            assert weights() == sorted(["config.json", *files, "diffusion_pytorch_model.safetensors.index.json"])
+    assert weights() == single
+    kept = read_folder(folder, torch.float32, CPU, "kept")
+    assert torch.equal(kept.unet.conv_in.bias + 3, pipe.unet.conv_in.bias)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"max_shard_size": "five"},
+            "max_shard_size 'five' is not possible: give a number of bytes, or a text such as",
+        ),
+        ({"max_shard_size": 0}, "max_shard_size 0 is not possible"),
+        ({"variant": "../fp16"}, "variant '../fp16' is not possible: give letters and digits, such as 'fp16'"),
+    ],
+)
+def test_impossible_ways_to_save_are_refused_before_anything_is_written(
+    whole: Path, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        StableDiffusionPipeline.from_pretrained(whole).save_pretrained(tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_variant_is_preferred_and_a_part_without_it_read_all_the_same(folder: Path, whole: Path) -> None:
