@@ -21,6 +21,11 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Models(tmp_path_factory.mktemp(request.param), request.param)
 
 
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("nine"), "inpainting")
+
+
 def a_mask(width: int, height: int, random: np.random.Generator) -> Image.Image:
     """A rectangle of any size, white but for a grey corner, anywhere."""
     levels = np.zeros((height, width), dtype=np.uint8)
@@ -123,10 +128,7 @@ def test_what_the_model_is_shown_of_the_picture_may_be_given(models: Models, cha
         ),
     ],
 )
-def test_what_cannot_be_cropped_is_told_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, changed: dict[str, Any], told: str
-) -> None:
-    models = Models(tmp_path_factory.mktemp("wrong"), "inpainting")
+def test_what_cannot_be_cropped_is_told_in_one_line(inpainting: Models, changed: dict[str, Any], told: str) -> None:
     asked = {"prompt": "a cat", "image": picture(), "mask_image": mask(), "padding_mask_crop": 2, "output_type": "pil"}
     with pytest.raises(UserError, match=told):
-        models.paint(**asked | changed)
+        inpainting.paint(**asked | changed)
