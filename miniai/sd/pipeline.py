@@ -33,7 +33,14 @@ from miniai.sd.request_checks import (
     spread_generators,
 )
 from miniai.sd.start import latent_shape, make_start
-from miniai.sd.step_callback import Interrupted, StepCallback, after_each_step, check_tensor_names
+from miniai.sd.step_callback import (
+    Interrupted,
+    OldCallback,
+    StepCallback,
+    after_each_step,
+    check_tensor_names,
+    with_old_callback,
+)
 from miniai.sd.stored import Stored
 from miniai.sd.textual_inversion import TextualInversionNames
 
@@ -75,6 +82,8 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         cache_interval: int = 1,
         cache_branch_id: int = 0,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: OldCallback | None = None,
+        callback_steps: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
         timesteps: StepList | None = None,
         sigmas: StepList | None = None,
@@ -108,6 +117,8 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
           less exact, and how many layers are not deep. See `ReusedDeepFeatures`.
         - callback_on_step_end: see `StepCallback`; it may change "latents", and end early: by raising `StopSampling`
           with the estimate of its step, by setting `_interrupt`, as in Diffusers, with the latents.
+        - callback, callback_steps: what Diffusers had before that, called as (step, timestep, latents) every so many
+          steps; for programs that still use it.
         - cross_attention_kwargs: {"scale": 0.5} takes half of the strength of each LoRA that is active.
         - timesteps, sigmas: lists of where the steps lie, in place of `num_inference_steps`: see `Sampler.ladder`.
         - return_dict: for programs written for Diffusers; what is returned can be unpacked as a tuple either way.
@@ -122,6 +133,7 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         interval = noise_interval(guidance_interval)
         network = self.unet if cache_interval == 1 else ReusedDeepFeatures(self.unet, cache_interval, cache_branch_id)
         check_tensor_names(callback_on_step_end_tensor_inputs)
+        heard = with_old_callback(callback_on_step_end, callback, callback_steps)
         self._scale_lora(cross_attention_kwargs)
         reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
         texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
@@ -162,8 +174,7 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         if guidance_loss is not None:
             own = guidance_loss
             prompted = loss_guided(prompted, lambda x0: own(self.decode(x0)), scale=guidance_loss_scale)
-        wanted = callback_on_step_end_tensor_inputs
-        after_step = after_each_step(self, callback_on_step_end, wanted, method, ladder, guidance)
+        after_step = after_each_step(self, heard, callback_on_step_end_tensor_inputs, method, ladder, guidance)
         if start.region:
             prompted, after_step = start.region.around(prompted, after_step, ladder)
 

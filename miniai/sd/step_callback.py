@@ -21,6 +21,9 @@ SHOWN = ("latents", "denoised")  # at each step; what follows where it is asked 
 ON_REQUEST = ("prompt_embeds", "negative_prompt_embeds")
 
 
+OldCallback = Callable[[int, Tensor, Tensor], Any]  # callback(step, timestep, latents), as Diffusers had it before
+
+
 class Interrupted(Exception):  # noqa: N818 - a callback's wish, not an error
     """Ends a run with `latents` as they are, for a callback that set `_interrupt`, as Diffusers' callbacks do."""
 
@@ -33,6 +36,25 @@ def check_tensor_names(names: Sequence[str]) -> None:
     """Diffusers' callbacks list the tensors they want."""
     if not set(names) <= {*SHOWN, *ON_REQUEST}:
         raise UserError(f"a callback may see {', '.join((*SHOWN, *ON_REQUEST))}, not {', '.join(names)}")
+
+
+def with_old_callback(callback: StepCallback | None, old: OldCallback | None, every: int) -> StepCallback | None:
+    """`callback`, and after it, at each `every`-th step from the first, `old`, which changes nothing but in place.
+
+    Raises UserError for an interval that there is not.
+    """
+    if old is None:
+        return callback
+    if isinstance(every, bool) or every < 1:
+        raise UserError(f"callback_steps {every} is not possible: give 1, for each step, or more")
+
+    def both(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        answer = {} if callback is None else callback(pipeline, step, timestep, tensors) or {}
+        if step % every == 0:
+            old(step, timestep, answer.get("latents", tensors["latents"]))
+        return answer
+
+    return both
 
 
 def after_each_step(

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from sd_oracle import make_diffusers_pipeline, relative_error
-from test_image_to_image import Models, mask, picture
+from three_pipelines import Models, mask, picture
 
 from miniai.sd.pipeline import StableDiffusionPipeline
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from sd_oracle import relative_error
-from test_image_to_image import Models, mask, picture
+from three_pipelines import Models, mask, picture
 
 from miniai.base.seeds import randn
 from miniai.diffusion.sampling import find_sampler, schedule_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 from sd_oracle import relative_error
-from test_image_to_image import Models, mask, picture
+from three_pipelines import Models, mask, picture
 
 from miniai.base.errors import UserError
 
@@ -148,3 +148,34 @@ def test_what_a_step_takes_for_the_picture_is_what_diffusers_takes_for_it(plain:
         assert relative_error(denoised, expected.pred_original_sample) < 1e-4
         assert relative_error(latents, expected.prev_sample) < 1e-4
         before = latents
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("sampler", "every"), [("ddim", 1), ("ddim", 2), ("euler", 3), ("heun", 1)])
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_callback_that_diffusers_had_before_sees_and_changes_the_same(
+    plain: Models, sampler: str, every: int, beside: bool
+) -> None:
+    heard: list[list[tuple[int, float, torch.Tensor]]] = []
+
+    def old(step: int, timestep: Any, latents: torch.Tensor) -> None:
+        heard[-1].append((step, float(timestep), latents.clone()))
+
+    asked: Kwargs = {"prompt": "a cat", "num_inference_steps": 5, "callback": old, "callback_steps": every}
+    asked |= {"callback_on_step_end": by_the_timestep} if beside and sampler != "heun" else {}
+    latents = []
+    for paint in (plain.theirs, lambda _, sampler, **request: plain.paint(sampler=sampler, **request)):
+        heard.append([])
+        latents.append(paint("from_text", sampler, generator=torch.Generator().manual_seed(0), **asked))
+    assert relative_error(latents[1], latents[0]) < 1e-4
+    theirs, ours = heard
+    assert [one[0] for one in ours] == [one[0] for one in theirs] == list(range(0, 5, every))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert relative_error(mine[2], other[2]) < 1e-4
+        if sampler != "heun":  # Diffusers says the timestep of the second call there
+            assert mine[1] == pytest.approx(other[1], abs=1)
+
+
+def test_an_interval_of_no_steps_is_a_user_error(plain: Models) -> None:
+    with pytest.raises(UserError, match="callback_steps 0 is not possible"):
+        plain.paint(prompt="a cat", callback=lambda *_: None, callback_steps=0)
