@@ -52,10 +52,12 @@ class CriticObjective(BesideObjective):
 
 class AlignedVAEObjective(BesideObjective):
     """Less `weight` times the cosine of the latents, projected, and what CLIP's image encoder says of the patch that
-    they lie in (Yao et al. 2025, "VA-VAE", eq. 5, without its margin)."""
+    they lie in (Yao et al. 2025, "VA-VAE", eq. 5, without its margin). CLIP is frozen, in place."""
 
     def __init__(self, weights: VAELossConfig, clip: CLIPModel, weight: float) -> None:
         super().__init__(weights)
+        if weights.equivariant:
+            raise ValueError("latents that are turned lie in other patches than the picture that is wanted of them")
         self.clip, self.weight = clip.requires_grad_(False), weight
 
     def terms(self, latents: Any, painted: Tensor, wanted: Tensor) -> dict[str, Tensor]:
@@ -68,8 +70,9 @@ class AlignedVAEObjective(BesideObjective):
 
 
 class PerceptualObjective(VAEObjective):
-    """With `weight` times the mean absolute error of what CLIP's image encoder makes of the pictures in each of its
-    layers, every state brought to unit length first (as Zhang et al. 2018, section 3, do with other networks)."""
+    """With `weight` times the squared distance of what CLIP's image encoder makes of the pictures, in the mean of its
+    layers and patches, every state brought to unit length first (as Zhang et al. 2018, section 3, do with other
+    networks). CLIP is frozen, in place."""
 
     def __init__(self, weights: VAELossConfig, clip: CLIPModel, weight: float) -> None:
         super().__init__(weights)

@@ -423,7 +423,7 @@ def test_around_the_mask_a_large_picture_is_painted_at_the_models_size(miniai: A
     assert changed[20:44, 30:50].mean() > 0.9
     assert changed.sum() == changed[20:44, 30:50].sum()
     told = read_parameters("part.png") or ""
-    assert "Size: 90x70" in told
+    assert "Size: 16x16" in told  # of what was painted
     assert "Mask: mask.png, Inpaint area: Only masked, Masked area padding: 6, " in told
 
 
@@ -431,6 +431,10 @@ def test_around_the_mask_a_large_picture_is_painted_at_the_models_size(miniai: A
     ("arguments", "line"),
     [
         (("--mask-padding", "6"), "error: --mask-padding belongs to a mask: give it with --mask FILE"),
+        (
+            ("--image", "a.png", "--mask", "a.png", "--mask-padding", "6", "--animate", "a.gif"),
+            "error: --animate shows a",
+        ),
         (("--mask-padding", "-1"), "error: --mask-padding -1 is out of range: give 0 to "),
         (("--image", "none.png"), "error: none.png is missing: check the path"),
         (("--strength", "0.5"), "error: --strength belongs to a picture to start from: give it with --image FILE"),

@@ -33,7 +33,6 @@ class FreeU:
 
 def scaled_low_frequencies(x: Float[Tensor, "b c h w"], scale: int | float) -> Float[Tensor, "b c h w"]:
     """`x` with its frequencies 0 and -1, of rows and of columns, times `scale`; computed in float32."""
-    frequencies = torch.fft.fft2(x.float())
-    low = torch.tensor([0, -1], device=x.device)
-    frequencies[:, :, low[:, None], low] *= scale
+    frequencies, (h, w) = torch.fft.fft2(x.float()), x.shape[2:]
+    frequencies[:, :, :: max(h - 1, 1), :: max(w - 1, 1)] *= scale  # the first and the last of each
     return torch.fft.ifft2(frequencies).real.to(x.dtype)

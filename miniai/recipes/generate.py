@@ -87,11 +87,15 @@ def save_pictures(
     targets: Targets,
 ) -> None:
     """Write the pictures, and of several their sheet, each with what it was painted from."""
+    size = images[0].size
+    if request.mask_padding is not None:  # of the part that was painted, as that interface says it
+        own = pipe.unet.config.sample_size * pipe.vae.config.factor
+        size = request.width or own, request.height or own
     for i, path in enumerate(targets.singles or [targets.main]):
-        save_png(path, images[i], parameters_text(pipe, request, model, seed + i, images[i].size))
+        save_png(path, images[i], parameters_text(pipe, request, model, seed + i, size))
     if targets.singles:
         sheet = as_grid(images)
-        save_png(targets.main, sheet, parameters_text(pipe, request, model, seed, images[0].size))
+        save_png(targets.main, sheet, parameters_text(pipe, request, model, seed, size))
 
 
 def load_pipeline(model: Path, request: GenerateRequest, device: torch.device) -> StableDiffusionPipeline:

@@ -132,6 +132,8 @@ def check_request(request: GenerateRequest) -> None:
         raise UserError(f"{option} belongs to a picture to start from: give it with --image FILE")
     if request.mask is None and request.mask_padding is not None:
         raise UserError("--mask-padding belongs to a mask: give it with --mask FILE")
+    if request.animate is not None and request.mask_padding is not None:
+        raise UserError("--animate shows a whole picture, and --mask-padding paints a part: leave one out")
     take_lora_tags(request)
 
 

@@ -31,6 +31,7 @@ def swapped_tails(ids: Int[Tensor, "b window"], eos_id: int, share: float, gener
     texts, places = torch.arange(b, device=ids.device), torch.arange(window, device=ids.device)
     tails = ids.gather(1, (starts[:, None] + places).clamp(max=window - 1))
     alike: Bool[Tensor, "b b"] = (tails[:, None] == tails).all(2) & (starts > 1) & (starts > 1)[:, None]
+    alike.fill_diagonal_(False)
     drawn: Float[Tensor, "b b+1"] = torch.rand(b, b + 1, generator=generator, device=generator.device).to(ids.device)
     swapped = (drawn[:, b] < share) & alike.any(1)
     of = torch.where(swapped, torch.where(alike, drawn[:, :b], -1.0).argmax(1), texts)

@@ -97,6 +97,7 @@ class TextToImageObjective:
         self, config: TextToImageConfig, data: Latents, device: torch.device, compiler: str | None = None
     ) -> None:
         self.ids, self.eos_id = data.ids.to(device), int(data.ids[-1, 1])  # the empty prompt's second
+        self.empty = torch.tensor(len(self.ids) - 1, device=device)
         self.texts = None if config.train_text else data.texts.to(device)  # what a frozen encoder made of them
         self.drop_text, self.text_noise, self.text_swap = config.drop_text, config.text_noise, config.text_swap
         self.token_width = config.text.hidden_size
@@ -111,8 +112,7 @@ class TextToImageObjective:
     ) -> Float[Tensor, ""]:
         assert isinstance(model, TextToImageModel)
         latents, rows, counts = batch
-        empty = torch.tensor(len(self.ids) - 1)
-        chosen = drop_condition(choose_captions(rows, counts, generator), empty, self.drop_text, generator)
+        chosen = drop_condition(choose_captions(rows, counts, generator), self.empty, self.drop_text, generator)
         ids = self.ids[chosen]
         said = ids if self.texts is None else self.texts[chosen]
         noise = swap = None

@@ -1,6 +1,7 @@
 """What programs written for Diffusers' pipelines ask of ours beside painting."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -126,7 +127,7 @@ class DiffusersNames:
         Raises UserError for a weight that is not above 0.
         """
         for name, weight in {"s1": s1, "s2": s2, "b1": b1, "b2": b2}.items():
-            if not 0 < weight < float("inf"):
+            if not isinstance(weight, Real) or not 0 < weight < float("inf"):
                 raise UserError(f"{name} {weight} is not possible: give a number above 0, 1 to change nothing")
         self.unet.set_freeu(FreeU(b1, s1), FreeU(b2, s2))
 

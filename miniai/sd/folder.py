@@ -8,7 +8,7 @@ scheduler/         scheduler_config.json
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,8 +70,10 @@ def read_folder(
     device: torch.device,
     variant: str | None = None,
     safetensors_only: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> Components:
-    """Read a model folder; its weights come in `dtype` on `device`, in `eval` mode.
+    """Read a model folder; its weights come in `dtype` on `device`, in `eval` mode. Parts that are `given`, by their
+    names, are not read.
 
     `variant` ("fp16") is preferred where a part has it, and one at least must. Parts that miniai has no use for, such
     as a safety checker, are left alone.
@@ -82,13 +84,17 @@ def read_folder(
     if variant is not None and not has_variant(folder, variant):
         raise UserError(f"{folder} has no weights of variant {variant!r}: leave the variant out")
 
+    given = given or {}
+
     def read_module(weights: str, build: Callable[[dict[str, Any], str], Module], rename: Names = dict) -> Module:
         part, stem = folder / Path(weights).parent, Path(weights).stem
+        if part.name in given:
+            return given[part.name]
         module = _build(part / "config.json", build)
         return _fill(module, lambda: read_part(part, stem, variant, safetensors_only), rename, dtype, device)
 
     components = Components(
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=given.get("tokenizer") or CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         text_encoder=read_module(
             TEXT_WEIGHTS, lambda *c: CLIPTextModel(CLIPTextConfig.from_dict(*c)), text_encoder_names
         ),
@@ -117,7 +123,8 @@ def write_folder(
     - variant: a name such as "fp16", which the weights' files then bear; dtypes are as they are.
     - max_shard_size: weights of more bytes, a number or a text such as "5GB", go into several files.
 
-    Each file appears whole or not at all, and model_index.json last: without it the folder is seen to be incomplete.
+    Each file appears whole or not at all, and model_index.json last: without it the folder is seen to be incomplete. An
+    older one is removed first.
     """
     folder = Path(folder)
     check_variant(variant)
@@ -125,6 +132,7 @@ def write_folder(
     parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
     for part in parts:
         make_folder(folder / part)
+    (folder / INDEX).unlink(missing_ok=True)
     components.tokenizer.save_pretrained(folder / "tokenizer")
     text_notes = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
     modules: tuple[tuple[str, Any, dict[str, Any]], ...] = (

@@ -5,6 +5,7 @@ masked".
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from PIL import Image, ImageOps
 
@@ -23,15 +24,14 @@ class MaskCrop:
     size: tuple[int, int]
 
     @classmethod
-    def around(
-        cls, image: object, mask: object, size: tuple[int, int], padding: int | float, output_type: str
-    ) -> "MaskCrop":
-        """The rectangle of the shape of `size` around all of the mask that is not black, and `padding` pixels more.
+    def around(cls, image: object, mask: object, size: tuple[int, int], padding: int, output_type: str) -> "MaskCrop":
+        """The rectangle around all of the mask that is not black, `padding` pixels more, and then as much wider or
+        higher as it takes to have the proportions of `size`.
 
         Raises UserError for other than one PIL image, one PIL mask of its size that is not all black, and PIL results.
         """
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise UserError(f"padding_mask_crop {padding!r} is not possible: give a number of pixels, 0 or more")
+        if isinstance(padding, bool) or not isinstance(padding, Integral) or padding < 0:
+            raise UserError(f"padding_mask_crop {padding!r} is not possible: give a whole number of pixels, 0 or more")
         if not isinstance(image, Image.Image) or not isinstance(mask, Image.Image) or output_type != "pil":
             raise UserError('padding_mask_crop needs image and mask_image as PIL images, and output_type "pil"')
         if image.size != mask.size:
@@ -42,7 +42,7 @@ class MaskCrop:
         painted = mask.convert("L").getbbox()
         if painted is None:
             raise UserError("the mask is black everywhere: there is nothing to crop to, nor to paint")
-        return cls(image, mask, widened(painted, padding, image.size, size[1] / size[0]), size)
+        return cls(image, mask, widened(painted, int(padding), image.size, size[1] / size[0]), size)
 
     def parts(self) -> tuple[Image.Image, Image.Image]:
         """The rectangle of picture and mask, at the size that is painted."""

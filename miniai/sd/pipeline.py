@@ -32,7 +32,7 @@ from miniai.sd.request_checks import (
     noise_interval,
     spread_generators,
 )
-from miniai.sd.start import latent_shape, make_start
+from miniai.sd.start import check_masked, latent_shape, make_start
 from miniai.sd.step_callback import (
     Interrupted,
     OldCallback,
@@ -67,8 +67,8 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         image: ImageInput | None = None,
         strength: int | float | None = None,
         mask_image: ImageInput | None = None,
-        padding_mask_crop: int | float | None = None,
-        masked_image_latents: Float[Tensor, "m c h w"] | None = None,
+        padding_mask_crop: int | None = None,
+        masked_image_latents: Tensor | None = None,
         guidance_rescale: int | float = 0.0,
         eta: int | float = 0.0,
         prompt_embeds: Float[Tensor, "p n d"] | None = None,
@@ -106,7 +106,8 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         - mask_image: white where something new is painted, black where the picture stays; as large as `image`.
         - padding_mask_crop: cut out what lies around the mask, with so many pixels more, paint it at `height` by
           `width`, and put it back: see `MaskCrop`. masked_image_latents: what an inpainting model is shown of the
-          picture, in the place of `image` without what the mask has: its latents, or the picture, see `Source`.
+          picture, in the place of `image` without what the mask has: its latents, (n, c, height / factor, width /
+          factor), scaled as the U-Net sees them, or the picture, (n, 3, height, width), in [-1, 1].
         - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
         - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
         - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; elsewhere a step takes
@@ -144,11 +145,13 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         own_side = self.unet.config.sample_size * vae.factor
         crop = None
         if padding_mask_crop is not None:
-            height, width = height or own_side, width or own_side
+            _, _, *sides = latent_shape(self.unet, self.vae, n_images, height, width)
+            height, width = (side * vae.factor for side in sides)
             crop = MaskCrop.around(image, mask_image, (height, width), padding_mask_crop, output_type)
             image, mask_image = crop.parts()
         source = read_source(image, mask_image, (height, width), vae.factor, vae.latent_channels, own_side)
         shape = latent_shape(self.unet, self.vae, n_images, *(source.size if source else (height, width)))
+        check_masked(masked_image_latents, source, shape)
         generators = spread_generators(generator, n_images)
 
         # 3. The noise levels that the sampler will visit

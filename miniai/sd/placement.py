@@ -25,7 +25,7 @@ def check_place(device: str | torch.device, dtype: object) -> None:
         raise UserError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _is_there(module: nn.Module, target: str | torch.device | torch.dtype) -> bool:
+def is_already(module: nn.Module, target: str | torch.device | torch.dtype) -> bool:
     """Whether `module.to(target)` would change nothing."""
     tensors = (*module.parameters(), *module.buffers())
     if isinstance(target, torch.dtype):
@@ -61,7 +61,7 @@ class Placement:
         checker = [] if self.safety_flags is None else [self.safety_flags.checker]
         targets = [target for target in (*device_or_dtype, device, dtype) if target is not None]
         for module in (self.text_encoder, self.unet, self.vae, *checker):
-            if not all(_is_there(module, target) for target in targets):
+            if not all(is_already(module, target) for target in targets):
                 unpack_weights(module)
                 for target in targets:
                     module.to(target)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -82,11 +83,11 @@ def make_start(
 
     x0 = None if noise_alone else known
     mask = latent_mask(source.mask, shape, n_each).to(device)
-    masked = source.masked_images() if masked is None else masked
+    masked = source.masked_images() if masked is None else masked.float()
     is_latent = masked.shape[1] == vae.config.latent_channels
     if native:
         if is_latent:
-            shown = given_latents(masked, shape, n_each)
+            shown = masked[spread(len(masked), shape[0], n_each, "masked pictures")]
         else:
             shown = draw_latents(encode_images(vae, masked), generators, n_each) * vae.config.scaling_factor
         return Start(noise, x0, beside=torch.cat([mask, shown.to(device)], dim=1))
@@ -98,13 +99,18 @@ def make_start(
     return Start(noise, x0, region=KnownRegion(mask, known, noise))
 
 
-def given_latents(latents: Float[Tensor, "m c h w"], shape: Sequence[int], n_each: int) -> Float[Tensor, "b c h w"]:
-    """The caller's latents of masked pictures, one for each picture to be painted."""
-    if tuple(latents.shape[1:]) != tuple(shape[1:]):
-        raise UserError(
-            f"masked_image_latents have shape {tuple(latents.shape)}: this request needs {tuple(shape[1:])} of each"
-        )
-    return latents.float()[spread(len(latents), shape[0], n_each, "masked pictures")]
+def check_masked(masked: Any, source: Source | None, shape: Sequence[int]) -> None:
+    """Raise UserError for `masked_image_latents` that are neither pictures as large as those of `source` nor latents of
+    `shape`, and for any without a mask."""
+    if masked is None:
+        return
+    if source is None or source.mask is None:
+        raise UserError("masked_image_latents belong to a mask: give image and mask_image")
+    possible = [(3, *source.size), tuple(shape[1:])]
+    if not isinstance(masked, Tensor) or masked.ndim != 4 or tuple(masked.shape[1:]) not in possible:
+        found = tuple(masked.shape) if isinstance(masked, Tensor) else type(masked).__name__
+        wanted = " or ".join(f"(n, {', '.join(map(str, sides))})" for sides in possible)
+        raise UserError(f"masked_image_latents are {found}: give a tensor {wanted}")
 
 
 def latent_shape(

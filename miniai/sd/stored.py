@@ -1,7 +1,6 @@
 """How a pipeline is read from folders and single files, and written."""
 
 import os
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from miniai.nn.autoencoder import AutoencoderKL
 from miniai.nn.clip import CLIPTextModel
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.diffusers_names import DiffusersNames
-from miniai.sd.folder import Components, check_fit, read_folder, write_folder
+from miniai.sd.folder import Components, read_folder, write_folder
 from miniai.sd.given_parts import given_parts
 from miniai.sd.hub import find_model
 from miniai.sd.lora import LoraNames
@@ -84,7 +83,7 @@ class Stored(Placement, LoraNames, DiffusersNames):
         """Read a model folder in the Diffusers layout, by its path or by its hub id in the local cache.
 
         - tokenizer, text_encoder, unet, vae: ours, or those of Diffusers and transformers, in the place of the folder's
-          own; tokenizer and vae also as the folder, or the file, of one.
+          own, which then may be missing; see `given_parts`.
         - scheduler: one of Diffusers', which names the sampler in the place of the folder's scheduler_config.json.
         - variant: "fp16" reads half the bytes, where the folder has them.
         - revision, cache_dir, local_files_only, token: see `find_model`; local_files_only=False lets the model be
@@ -99,11 +98,9 @@ class Stored(Placement, LoraNames, DiffusersNames):
         check_place(device, torch_dtype)
         options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         found = find_model(folder, variant=variant, **options)  # type: ignore[arg-type]
-        parts = read_folder(found, torch_dtype, torch.device(device), variant, bool(use_safetensors))
-        given = given_parts(tokenizer, text_encoder, unet, vae, torch_dtype, torch.device(device))
-        if given:
-            parts = replace(parts, **given)
-            check_fit(str(found), parts)
+        place = torch.device(device)
+        given = given_parts(tokenizer, text_encoder, unet, vae, torch_dtype, place)
+        parts = read_folder(found, torch_dtype, place, variant, bool(use_safetensors), given)
         flags = None
         if safety_checker and has_safety_checker(found):
             flags = read_safety_checker(found, torch_dtype, torch.device(device), variant)

@@ -20,7 +20,6 @@ from miniai.base.weights import is_safetensors, read_pickled_weights, read_weigh
 
 # The networks of a model, and the name that their weights bear as safetensors.
 PARTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{mark}B": base**power
     for power, prefix in enumerate("KMGT", 1)
@@ -74,12 +73,14 @@ def write_part(
     folder: Path, stem: str, tensors: Mapping[str, Tensor], variant: str | None = None, shard_bytes: int | None = None
 ) -> None:
     """Write the tensors of a part as one safetensors file or, if they are more than `shard_bytes`, as several with an
-    index; then remove what stood there by this name in the other form, so that it is not read instead."""
+    index; then remove what stood there by this name and variant in the other form, so that it is not read instead.
+    Other variants, and pickles, stay."""
     mark = f".{variant}" if variant else ""
     shards = split(tensors, shard_bytes)
     single, index = folder / f"{stem}{mark}.safetensors", folder / f"{stem}.safetensors.index{mark}.json"
     names = [f"{stem}{mark}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    before = {path for path in folder.glob(f"{stem}{mark}-*-of-*.safetensors") if _SHARD.search(path.name)}
+    a_shard = re.compile(re.escape(f"{stem}{mark}") + r"-\d{5}-of-\d{5}\.safetensors")
+    before = {path for path in folder.iterdir() if a_shard.fullmatch(path.name)}
     if len(shards) == 1:
         write_weights(single, tensors)
         before.add(index)

@@ -76,6 +76,7 @@ class Order:
     image: str | None = None
     strength: int | float | None = None
     mask: str | None = None
+    mask_padding: int | None = None
     guidance_rescale: int | float = 0.0
     guidance_interval: tuple[int | float, int | float] | None = None
     cache_interval: int = 1

@@ -54,6 +54,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "CFG scale": ("guidance_scale", float),
     "Seed": ("seed", int),
     "Denoising strength": ("strength", float),
+    "Masked area padding": ("mask_padding", int),
     "Clip skip": ("clip_skip", lambda text: int(text) - 1),  # as A1111 counts
     "Eta": ("eta", float),
     "CFG rescale": ("guidance_rescale", float),

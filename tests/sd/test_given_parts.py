@@ -1,5 +1,6 @@
 """Parts that the caller has already, ours or other libraries': Diffusers is the oracle."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sd_oracle import make_diffusers_pipeline, relative_error
 
 from miniai.base.errors import UserError
 from miniai.nn.clip import CLIPTextModel
+from miniai.nn.packed import is_packed
 from miniai.nn.unet import UNet2DConditionModel
 from miniai.sd.pipeline import StableDiffusionPipeline
 from miniai.sd.tokenizer import CLIPTokenizer
@@ -76,6 +78,47 @@ def test_a_tokenizer_is_taken_in_each_form(folders: tuple[Path, Path]) -> None:
 def test_what_is_no_such_part_is_told_in_one_line(folders: tuple[Path, Path], given: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         StableDiffusionPipeline.from_pretrained(folders[0], **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ours_are_taken_themselves_or_copied_into_the_dtype_that_is_asked_for(
+    folders: tuple[Path, Path], dtype: torch.dtype
+) -> None:
+    """From a packed pipeline too, if this CPU can pack: nothing stays packed in float32, nor does the original change."""
+    own = StableDiffusionPipeline.from_pretrained(folders[1], torch_dtype=dtype)
+    own.unet.train()
+    before = paint(own)
+    for wanted in (torch.float32, torch.bfloat16):
+        given = {"unet": own.unet, "vae": own.vae, "text_encoder": own.text_encoder}
+        pipe = StableDiffusionPipeline.from_pretrained(folders[0], torch_dtype=wanted, **given)
+        assert all((getattr(pipe, name) is part) == (wanted == dtype) for name, part in given.items())
+        assert pipe.dtype == wanted
+        assert torch.equal(paint(own), before)
+        assert own.unet.training
+        if wanted != dtype:
+            assert not pipe.unet.training
+            assert wanted != torch.float32 or not is_packed(pipe.unet)
+            for name in given:
+                ours, theirs = getattr(pipe, name).state_dict(), getattr(own, name).state_dict()
+                assert all(torch.equal(ours[key], theirs[key].to(wanted)) for key in theirs)
+
+
+def test_a_folder_may_lack_what_is_given(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own = StableDiffusionPipeline.from_pretrained(folders[1])
+    parts = {name: getattr(own, name) for name in ("tokenizer", "text_encoder", "unet", "vae")}
+    for name, part in parts.items():
+        lacking = shutil.copytree(folders[0], tmp_path / name)
+        shutil.rmtree(lacking / name)
+        assert getattr(StableDiffusionPipeline.from_pretrained(lacking, **{name: part}), name) is part
+        with pytest.raises(UserError):
+            StableDiffusionPipeline.from_pretrained(lacking)
+
+
+def test_layers_by_other_names_are_told_in_one_line(folders: tuple[Path, Path]) -> None:
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(folders[1] / "unet")
+    theirs.conv_in = torch.nn.Sequential(theirs.conv_in)  # as training with adapters renames them
+    with pytest.raises(UserError, match=r"unet.*conv_in"):
+        StableDiffusionPipeline.from_pretrained(folders[0], unet=theirs)
 
 
 def test_a_part_that_does_not_fit_the_others_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -116,16 +116,22 @@ def test_what_the_model_is_shown_of_the_picture_may_be_given(models: Models, cha
     ("changed", "told"),
     [
         ({"padding_mask_crop": -1}, "padding_mask_crop -1 is not possible"),
-        ({"padding_mask_crop": 1.5}, "padding_mask_crop 1.5 is not possible"),
+        ({"padding_mask_crop": True}, "padding_mask_crop True is not possible: give a whole number of pixels"),
+        ({"height": -8}, "height -8 is not possible"),
+        ({"width": 0}, "width 0 is not possible"),
+        ({"masked_image_latents": torch.zeros(1, 3, 8, 8)}, r"are \(1, 3, 8, 8\): give a tensor \(n, 3, 16, 16\) or"),
+        ({"masked_image_latents": torch.zeros(3, 16, 16)}, r"are \(3, 16, 16\): give a tensor"),
+        ({"masked_image_latents": torch.zeros(2, 4, 8, 8)}, "2 masked pictures for 1 pictures"),
+        (
+            {"masked_image_latents": torch.zeros(1, 4, 8, 8), "mask_image": None, "padding_mask_crop": None},
+            "masked_image_latents belong to a mask",
+        ),
         ({"image": torch.zeros(3, 16, 16)}, "needs image and mask_image as PIL images"),
         ({"mask_image": None}, "needs image and mask_image as PIL images"),
         ({"output_type": "pt"}, "needs image and mask_image as PIL images"),
         ({"mask_image": mask(8, 16)}, "the mask has 8x16 pixels, the picture 16x16: resize the mask"),
         ({"mask_image": Image.new("L", (16, 16))}, "the mask is black everywhere"),
-        (
-            {"padding_mask_crop": None, "masked_image_latents": torch.zeros(1, 4, 4, 4)},
-            r"this request needs \(4, 8, 8\)",
-        ),
+        ({"masked_image_latents": torch.zeros(1, 4, 4, 4)}, r"are \(1, 4, 4, 4\): give a .* or \(n, 4, 8, 8\)"),
     ],
 )
 def test_what_cannot_be_cropped_is_told_in_one_line(inpainting: Models, changed: dict[str, Any], told: str) -> None:

@@ -95,6 +95,9 @@ def test_shards_and_variants_that_we_write_are_read_here_and_in_diffusers(
             continue
         assert found == [f"{stem}{mark}-{i + 1:05d}-of-{len(found):05d}.safetensors" for i in range(len(found))]
         assert len(found) > 1
+        index = read_json(tmp_path / "model" / part / f"{stem}.safetensors.index{mark}.json")
+        n_bytes = sum(t.numel() * t.element_size() for t in getattr(pipe, part).state_dict().values())
+        assert index["metadata"] == {"total_size": n_bytes}
         for name in found:
             tensors = read_weights(tmp_path / "model" / part / name)
             n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -110,6 +113,8 @@ def test_shards_and_variants_that_we_write_are_read_here_and_in_diffusers(
 def test_what_was_there_in_the_other_form_is_removed_and_other_variants_stay(whole: Path, tmp_path: Path) -> None:
     """Otherwise the file of before would be read, or a shard of it."""
     folder, pipe = tmp_path / "model", StableDiffusionPipeline.from_pretrained(whole)
+    for variant in ("kept", "kept-too"):  # one's name begins as the other's
+        pipe.save_pretrained(folder, variant=variant, max_shard_size=20_000)
     pipe.save_pretrained(folder, variant="kept")
 
     def weights() -> list[str]:
@@ -129,8 +134,27 @@ def test_what_was_there_in_the_other_form_is_removed_and_other_variants_stay(who
             files = sorted(set(index["weight_map"].values()))
             assert weights() == sorted(["config.json", *files, "diffusion_pytorch_model.safetensors.index.json"])
     assert weights() == single
-    kept = read_folder(folder, torch.float32, CPU, "kept")
-    assert torch.equal(kept.unet.conv_in.bias + 3, pipe.unet.conv_in.bias)
+    for variant in ("kept", "kept-too"):
+        kept = read_folder(folder, torch.float32, CPU, variant)
+        assert torch.equal(kept.unet.conv_in.bias + 3, pipe.unet.conv_in.bias)
+
+
+def test_a_folder_in_which_saving_failed_is_not_read_as_a_mixture(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(whole)
+    pipe.save_pretrained(tmp_path / "model", max_shard_size=20_000)
+
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if "unet" in str(path) and "-00003-" in str(path):
+            raise UserError("the disk is full")
+        write_weights(path, tensors)
+
+    monkeypatch.setattr("miniai.sd.weight_files.write_weights", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        pipe.save_pretrained(tmp_path / "model", max_shard_size=20_000)
+    with pytest.raises(UserError, match=r"model_index\.json"):
+        read_folder(tmp_path / "model", torch.float32, CPU)
 
 
 @pytest.mark.parametrize(

@@ -137,15 +137,16 @@ def test_an_order_is_painted_as_the_command_line_paints_it(
         assert one["parameters"] == ours.text["parameters"] == read_parameters(path)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("padding", [{}, {"mask_padding": 2}])
 def test_pictures_to_start_from_and_masks_are_those_of_the_command_line(
-    server: PageServer, base: GenerateRequest, tmp_path: Path
+    server: PageServer, base: GenerateRequest, tmp_path: Path, padding: dict[str, Any]
 ) -> None:
     image, mask = Image.radial_gradient("L").resize((24, 16)).convert("RGB"), Image.new("RGB", (24, 16))
     mask.paste("white", (0, 0, 12, 16))
     for name, one in (("image", image), ("mask", mask)):
         one.save(tmp_path / f"{name}.png")
-    done = paint(server, image=data_url(image), mask=data_url(mask), strength=0.75)[-1]
-    files = {name: tmp_path / f"{name}.png" for name in ("image", "mask")}
+    done = paint(server, image=data_url(image), mask=data_url(mask), strength=0.75, **padding)[-1]
+    files: dict[str, Any] = {name: tmp_path / f"{name}.png" for name in ("image", "mask")} | padding
     painted = generate(replace(base, **FAST, **files, strength=0.75, out=tmp_path / "x.png"))
     ours = picture(server, done["pictures"][0]["name"])
     assert ours.size == (24, 16)

@@ -3,7 +3,8 @@
 const find = (id) => document.getElementById(id);
 const form = find("order");
 const NUMBERS = [
-  "n", "seed", "steps", "guidance_scale", "strength", "width", "height", "guidance_rescale", "eta", "clip_skip", "cache_interval",
+  "n", "seed", "steps", "guidance_scale", "strength", "mask_padding", "width", "height", "guidance_rescale", "eta", "clip_skip",
+  "cache_interval",
 ];
 const TEXTS = ["prompt", "negative_prompt", "sampler", "prompt_syntax", "long_prompts"];
 let settings = {};
@@ -93,6 +94,7 @@ function order() {
   } else {
     delete asked.strength;
   }
+  if (!asked.mask) delete asked.mask_padding;
   return asked;
 }
 
