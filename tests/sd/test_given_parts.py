@@ -84,7 +84,7 @@ def test_what_is_no_such_part_is_told_in_one_line(folders: tuple[Path, Path], gi
 def test_ours_are_taken_themselves_or_copied_into_the_dtype_that_is_asked_for(
     folders: tuple[Path, Path], dtype: torch.dtype
 ) -> None:
-    """From a packed pipeline too, if this CPU can pack: nothing stays packed in float32, nor does the original change."""
+    """From a packed pipeline too, where this CPU packs: in float32 nothing stays so, and the original is as it was."""
     own = StableDiffusionPipeline.from_pretrained(folders[1], torch_dtype=dtype)
     own.unet.train()
     before = paint(own)
