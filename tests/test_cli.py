@@ -423,6 +423,9 @@ def test_around_the_mask_a_large_picture_is_painted_at_the_models_size(miniai: A
     assert changed[20:44, 30:50].mean() > 0.9
     assert changed.sum() == changed[20:44, 30:50].sum()
     told = read_parameters("part.png") or ""
+    sized = ("--width", "16", "--height", "16", *arguments[:-1], "sized.png")
+    assert miniai("generate", "a cat", *sized).code == 0
+    assert (pixels("part.png") == pixels("sized.png")).all()
     assert "Size: 16x16" in told  # of what was painted
     assert "Mask: mask.png, Inpaint area: Only masked, Masked area padding: 6, " in told
 

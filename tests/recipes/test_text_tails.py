@@ -55,6 +55,12 @@ def test_a_tail_is_swapped_for_one_of_the_same_words(tokenizer: CLIPTokenizer) -
     assert {(0, 1), (1, 0), (2, 0), (4, 5), (5, 4)} <= kinds  # tails of texts of other lengths as well
 
 
+def test_of_two_alike_each_gets_the_others_tail(tokenizer: CLIPTokenizer) -> None:
+    ids = tokenizer(["a dog, flat style", "a red house, flat style", "a dog", "a very red house"])
+    rows, _ = swapped_tails(ids, tokenizer.eos_id, 1.0, make_generator(0))
+    assert rows[:, -1].tolist() == [1, 0, 3, 2]
+
+
 def test_who_has_no_other_of_the_same_tail_keeps_the_own(tokenizer: CLIPTokenizer) -> None:
     ids = tokenizer(["a dog, flat style", "a dog, round style", "a dog", "", ""])
     rows, tokens = swapped_tails(ids, tokenizer.eos_id, 1.0, make_generator(0))
