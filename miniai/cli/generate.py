@@ -86,7 +86,7 @@ def generate(
     ] = 0.0,
     eta: Annotated[float, typer.Option(help="Fresh noise that ddim takes at each step, 0 to 1.")] = 0.0,
     prompt_syntax: Annotated[
-        str, typer.Option(help="plain, a1111 or comfyui: how weights such as (word:1.3) are read.")
+        str, typer.Option(help="plain, a1111 or comfyui: how weights such as (word:1.3) are read; a1111 knows AND.")
     ] = "plain",
     long_prompts: Annotated[
         str, typer.Option(help="cut or chunks: what becomes of a prompt beyond the model's window.")

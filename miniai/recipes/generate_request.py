@@ -45,7 +45,8 @@ class GenerateRequest:
       (None: what the model was trained on), and put it back. None is the whole picture.
     - guidance_rescale: 0 to 1, how far guidance is kept from raising the contrast.
     - eta: how much fresh noise DDIM takes at each step, 0 to 1.
-    - prompt_syntax: "plain", "a1111" or "comfyui", how weights such as (word:1.3) are read; long_prompts: "cut" or
+    - prompt_syntax: "plain", "a1111" or "comfyui", how weights such as (word:1.3) are read, and whether AND stands
+      between several prompts, see `miniai.sd.prompt_parts`; long_prompts: "cut" or
       "chunks", what becomes of more tokens than the model's window.
     - clip_skip: how many of the text encoder's last layers are left out; None is what the model was trained with.
     - guidance_interval: the noise levels, as sigma, between which guidance acts; cache_interval: how many steps share

@@ -24,6 +24,7 @@ from miniai.sd.guidance import Guidance
 from miniai.sd.image_inputs import ImageInput, read_source, skipped_steps
 from miniai.sd.image_outputs import OutputType, StableDiffusionOutput, check_output_type, convert
 from miniai.sd.mask_crop import MaskCrop
+from miniai.sd.prompt_parts import check_parts, split_parts
 from miniai.sd.prompts import LongPrompts, PromptReader, PromptSyntax
 from miniai.sd.request_checks import (
     check_shares,
@@ -109,7 +110,8 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
           picture, in the place of `image` without what the mask has: its latents, (n, c, height / factor, width /
           factor), scaled as the U-Net sees them, or the picture, (n, 3, height, width), in [-1, 1].
         - prompt_embeds, negative_prompt_embeds: (n_prompts, tokens, width), from elsewhere, instead of texts.
-        - clip_skip, prompt_syntax, long_prompts: see `PromptReader`.
+        - clip_skip, prompt_syntax, long_prompts: see `PromptReader`; "a1111" also knows "a cat AND a hat :0.5", see
+          `miniai.sd.prompt_parts`.
         - guidance_interval: the noise levels (low, high], as sigma, between which guidance acts; elsewhere a step takes
           half the time. None is everywhere. See `guided`.
         - guidance_loss: of pictures (n_images, 3, height, width) in about [-1, 1], a number each that is to be small,
@@ -137,8 +139,16 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         heard = with_old_callback(callback_on_step_end, callback, callback_steps)
         self._scale_lora(cross_attention_kwargs)
         reader = PromptReader(self.tokenizer, self.text_encoder, clip_skip, prompt_syntax, long_prompts)
-        texts = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
-        condition, unconditional = (self.for_each_picture(text, num_images_per_prompt) for text in texts)
+        parts = split_parts(prompt) if prompt_syntax == "a1111" and prompt_embeds is None else None
+        check_parts(parts, scale, guidance_rescale)
+        if parts is not None:
+            texts = reader.read_parts(parts, negative_prompt, negative_prompt_embeds)
+        else:
+            alone = reader.read(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance=scale > 1)
+            texts = alone[0][None], alone[1]
+        condition, *further = (self.for_each_picture(text, num_images_per_prompt) for text in texts[0])
+        unconditional = self.for_each_picture(texts[1], num_images_per_prompt)
+        weights = None if parts is None else parts.weights.repeat_interleave(num_images_per_prompt, 0)
 
         # 2. A picture to start from, if there is one; the size; and a generator for each picture
         vae, n_images = self.vae.config, len(condition)
@@ -173,6 +183,7 @@ class StableDiffusionPipeline(Stored, TextualInversionNames):
         kind = schedule.config.prediction_type
         denoiser = NetworkDenoiser(start.network(network), schedule, ladder, self.dtype)
         options: dict[str, Any] = {"rescale": guidance_rescale, "rescale_as": kind, "interval": interval}
+        options |= {"further": further, "weights": weights}
         prompted: Denoiser = (guidance := Guidance(denoiser, condition, unconditional, scale, **options))
         if guidance_loss is not None:
             own = guidance_loss

@@ -11,6 +11,7 @@ from torch import Tensor
 from miniai.base.errors import UserError, UserNotice
 from miniai.nn.clip import CLIPTextModel
 from miniai.sd.prompt_chunks import Token, into_chunks, section_tokens, windows
+from miniai.sd.prompt_parts import PromptParts
 from miniai.sd.prompt_weights import SYNTAXES
 from miniai.sd.tokenizer import CLIPTokenizer
 
@@ -86,6 +87,25 @@ class PromptReader:
                 f"{tuple(unconditional.shape)}: give negative_prompt_embeds of the same shape"
             )
         return condition, unconditional
+
+    def read_parts(
+        self,
+        parts: PromptParts,
+        negative_prompt: str | list[str] | None,
+        negative_prompt_embeds: Float[Tensor, "p n d"] | None,
+    ) -> tuple[Float[Tensor, "m p k d"], Float[Tensor, "p k d"]]:
+        """(conditions, unconditional) of prompts in several parts. Raises UserError as `read` does."""
+        n_parts, n_prompts = len(parts.texts), len(parts.texts[0])
+        for given in (negative_prompt, negative_prompt_embeds):
+            if not (given is None or isinstance(given, str)) and len(given) != n_prompts:
+                raise UserError(f"{n_prompts} prompts and {len(given)} negative prompts: give one, or one for each")
+        if isinstance(negative_prompt, list):
+            negative_prompt = negative_prompt * n_parts
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.repeat(n_parts, 1, 1)
+        texts = [text for of_part in parts.texts for text in of_part]
+        condition, unconditional = self.read(texts, negative_prompt, None, negative_prompt_embeds, guidance=True)
+        return condition.unflatten(0, (n_parts, n_prompts)), unconditional[:n_prompts]
 
     def encode(self, texts: list[str], clip_skip: int | None = None, n_windows: int = 1) -> Float[Tensor, "b n d"]:
         """One vector for each token of each text, at least `n_windows` of them; equal texts are encoded once."""
