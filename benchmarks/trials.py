@@ -103,6 +103,7 @@ TRIALS: dict[str, Trial] = {
     "drop-20": Trial("a fifth of the captions dropped", lambda config: replace(config, drop_text=0.2)),
     "text-noise-1": Trial("noise as strong as themselves on the text's tokens", lambda c: replace(c, text_noise=1.0)),
     "text-noise-3": Trial("noise three times as strong as that", lambda config: replace(config, text_noise=3.0)),
+    "text-swap": Trial("half of the texts end in the tail of another", lambda config: replace(config, text_swap=0.5)),
     "rate-0.0007": Trial("a learning rate of 0.0007", stage(learning_rate=7e-4)),
     "rate-0.001": Trial("a learning rate of 0.001", stage(learning_rate=1e-3)),
     "rate-0.004": Trial("a learning rate of 0.004", stage(learning_rate=4e-3)),
