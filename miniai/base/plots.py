@@ -13,6 +13,7 @@ from torch import Tensor
 from miniai.base.files import atomic_file
 
 Line = tuple[Sequence[int | float], Sequence[int | float]]
+N_COLOURS, _STYLES = 10, ("-", "--", ":")  # of matplotlib's lines, unless told otherwise
 MANY_LINES = 6  # a legend of more stands beside the plot, where it hides none of them
 FEW_TICKS = 12
 
@@ -97,9 +98,10 @@ def _panels(n: int, n_columns: int) -> tuple[Any, list[Any]]:
 
 
 def _draw_lines(axes: Any, lines: Mapping[str, Line], xlabel: str, ylabel: str, legend: bool = True) -> None:
-    for name, (xs, ys) in lines.items():
+    for i, (name, (xs, ys)) in enumerate(lines.items()):
         marker = "o" if len(xs) == 1 else None  # a line of one point would not be seen
-        axes.plot(list(xs), list(ys), label=name, linewidth=1.2, marker=marker)
+        style = _STYLES[i // N_COLOURS % len(_STYLES)]  # colours come again after as many lines
+        axes.plot(list(xs), list(ys), style, label=name, linewidth=1.2, marker=marker)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)

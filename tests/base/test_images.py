@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from miniai.base import plots
 from miniai.base.errors import UserError
 from miniai.base.images import grid, open_image, read_parameters, save_gif, save_png, to_pil, to_tensor
 from miniai.base.plots import curves
@@ -188,3 +189,14 @@ def test_curves_are_drawn_without_touching_pyplot(tmp_path: Path) -> None:
     picture = np.asarray(open_image(tmp_path / "a.png"))
     assert (picture != 255).any()
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_lines_whose_colour_comes_again_are_of_another_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_figure", lambda width, height: figures.append(Figure()) or figures[-1])
+    plots.curve_panels(None, {"y": {f"{i}": ([0.0, 1.0], [0.0, float(i)]) for i in range(24)}}, "x")
+    lines = figures[0].axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 24
+    assert len({line.get_color() for line in lines}) == plots.N_COLOURS
