@@ -52,7 +52,8 @@ class CriticObjective(BesideObjective):
 
 class AlignedVAEObjective(BesideObjective):
     """Less `weight` times the cosine of the latents, projected, and what CLIP's image encoder says of the patch that
-    they lie in (Yao et al. 2025, "VA-VAE", eq. 5, without its margin). CLIP is frozen, in place."""
+    they lie in (Yao et al. 2025, "VA-VAE", marginal cosine similarity loss, without its margin). CLIP is frozen, in
+    place."""
 
     def __init__(self, weights: VAELossConfig, clip: CLIPModel, weight: float) -> None:
         super().__init__(weights)

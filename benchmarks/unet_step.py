@@ -1,7 +1,7 @@
 """A training step of the shipped U-Net: ours beside Diffusers' with the same weights, optimizer and batch, in turn.
 
-In bfloat16 too, where the CPU has units for it. The loss is of the last step: all have then learned from the same
-batches, from the same weights.
+In bfloat16 too, where the CPU has units for it. The loss is of the last step: all have then learned from one
+batch as often, from the same weights.
 
 python benchmarks/unet_step.py
 python benchmarks/unet_step.py --profile      which operators a step of ours spends its time in

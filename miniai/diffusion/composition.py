@@ -1,6 +1,6 @@
 """Several conditions in one picture: their guidance is added up.
 
-Source: Liu et al., "Compositional Visual Generation with Composable Diffusion Models" (2022), eq. 11.
+Source: Liu et al., "Compositional Visual Generation with Composable Diffusion Models" (2022), "Conjunction (AND)".
 """
 
 import torch

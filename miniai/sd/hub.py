@@ -6,7 +6,7 @@ models--owner--name/snapshots/<commit>  the model's folder
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from miniai.base.errors import UserError
@@ -25,6 +25,7 @@ def find_model(
     token: str | bool | None = None,
     variant: str | None = None,
     files: Sequence[str] | None = None,
+    without: Collection[str] = (),
 ) -> Path:
     """The path called `name`: one that exists, or the snapshot of the hub id of that name in the local cache.
 
@@ -32,7 +33,8 @@ def find_model(
     - cache_dir: None is the cache that HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME name, or ~/.cache/huggingface/hub.
     - local_files_only: False asks for the network, through `huggingface_hub`, unless HF_HUB_OFFLINE is set.
     - token: for a model that is not public; None is the one that `huggingface_hub` keeps.
-    - variant: of the weights to be downloaded; files: patterns of the files, in place of those of a whole model.
+    - variant: of the weights to be downloaded; files: patterns of the files, in place of those of a whole model,
+      whose parts `without` are not needed.
 
     A name that is neither comes back as the path it would be. Raises UserError for a hub id that cannot be had.
     """
@@ -48,7 +50,7 @@ def find_model(
             f"there is no folder {name}, and no model of that name in {cache} (revision {revision}): "
             "check the path, or download it (huggingface-cli download, or from_pretrained with local_files_only=False)"
         )
-    return _download(str(name), revision, cache, token, variant, files)
+    return _download(str(name), revision, cache, token, variant, files, without)
 
 
 def default_cache() -> Path:
@@ -72,7 +74,13 @@ def cached_snapshot(cache: Path, hub_id: str, revision: str) -> Path | None:
 
 
 def _download(
-    hub_id: str, revision: str, cache: Path, token: str | bool | None, variant: str | None, files: Sequence[str] | None
+    hub_id: str,
+    revision: str,
+    cache: Path,
+    token: str | bool | None,
+    variant: str | None,
+    files: Sequence[str] | None,
+    without: Collection[str],
 ) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         raise UserError(f"{hub_id} is to be downloaded, and HF_HUB_OFFLINE forbids it: unset one of the two")
@@ -82,7 +90,8 @@ def _download(
         raise UserError("downloading needs the package huggingface_hub: install it with pip") from error
     try:
         if files is None:
-            files = files_to_fetch(huggingface_hub.list_repo_files(hub_id, revision=revision, token=token), variant)
+            names = huggingface_hub.list_repo_files(hub_id, revision=revision, token=token)
+            files = [name for name in files_to_fetch(names, variant) if name.split("/")[0] not in without]
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=revision,

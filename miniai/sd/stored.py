@@ -97,9 +97,9 @@ class Stored(Placement, LoraNames, DiffusersNames):
         """
         check_place(device, torch_dtype)
         options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        found = find_model(folder, variant=variant, **options)  # type: ignore[arg-type]
         place = torch.device(device)
         given = given_parts(tokenizer, text_encoder, unet, vae, torch_dtype, place)
+        found = find_model(folder, variant=variant, without=given, **options)  # type: ignore[arg-type]
         parts = read_folder(found, torch_dtype, place, variant, bool(use_safetensors), given)
         flags = None
         if safety_checker and has_safety_checker(found):

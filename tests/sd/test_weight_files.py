@@ -343,6 +343,22 @@ def test_what_is_downloaded_is_what_is_read_and_no_other_form_of_it(
     )
 
 
+def test_what_is_given_is_not_downloaded(cache: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked: list[str] = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(whole)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: REMOTE)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    own = StableDiffusionPipeline.from_pretrained(whole)
+    place = {"cache_dir": cache, "local_files_only": False}
+    StableDiffusionPipeline.from_pretrained("someone/else", unet=own.unet, tokenizer=own.tokenizer, **place)
+    assert {name.split("/")[0] for name in asked} == {"model_index.json", "scheduler", "text_encoder", "vae"}
+
+
 def test_without_huggingface_hub_a_download_says_what_to_install(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
