@@ -1,6 +1,6 @@
-"""Attention forward on a CPU in bfloat16: the forms of miniai/nn/attention.py and others, at Stable Diffusion's shapes.
+"""Attention forward on a CPU: the forms of miniai/nn/attention.py and others, at Stable Diffusion's shapes.
 
-    python benchmarks/attention_forward.py [--repeats 9] [--threads 2]
+    python benchmarks/attention_forward.py [--repeats 9] [--threads 2] [--float32]
 
 Rates count the two products alone, 4 operations for each query, key and number of a head. The error is that against
 float64, root mean square over the root mean square of the output.
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.nn.attention import fused, in_whole_vectors
+from miniai.nn.attention import by_sigmoid, fused, in_whole_vectors
+from miniai.recipes.model_card import machine
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 QUERIES_AT_ONCE = 256
@@ -52,13 +53,14 @@ def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 BATCH, HEADS = 2, 8  # a guided step of one picture
 SHAPES = (
-    *((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (64, 64, 160)),
+    *((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (64, 64, 160), (4096, 4096, 64), (256, 256, 64)),
     *((4096, 77, 40), (1024, 77, 80), (256, 77, 160), (64, 77, 160)),
 )
 FORMS: dict[str, Form] = {
     "fused": fused,
     "fused, keys in whole vectors": in_whole_vectors,
     "fused, keys of a head side by side": heads_apart,
+    "products, a sigmoid between": by_sigmoid,
     "fused, heads widened to 16": widened(16),
     "fused, heads widened to 64": widened(64),
     "products": products,
@@ -70,23 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="timed calls of each, in turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--float32", action="store_true", help="not in bfloat16")
     parser.add_argument("--shrink", type=int, default=1, help="divide the numbers of tokens, to try the script out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, median of {options.repeats} runs in turn\n")
+    dtype = torch.float32 if options.float32 else torch.bfloat16
+    print(f"{machine()}, {dtype}, median of {options.repeats} runs in turn\n")
     print("| queries × keys × width | form | ms | TFLOP/s | error |\n| --- | --- | ---: | ---: | ---: |")
     with torch.inference_mode():
         for n_queries, n_keys, width in SHAPES:
-            measure(max(1, n_queries // options.shrink), max(1, n_keys // options.shrink), width, options.repeats)
+            n_queries, n_keys = (max(1, n // options.shrink) for n in (n_queries, n_keys))
+            measure(n_queries, n_keys, width, dtype, options.repeats)
 
 
-def measure(n_queries: int, n_keys: int, width: int, repeats: int) -> None:
+def measure(n_queries: int, n_keys: int, width: int, dtype: torch.dtype, repeats: int) -> None:
     """Time every form at one shape and print its rows."""
     generator = torch.Generator().manual_seed(0)
 
     def heads(n: int) -> Tensor:
         """As a linear layer leaves them: the heads of one token side by side."""
-        tokens = torch.randn(BATCH, n, HEADS * width, generator=generator).bfloat16()
+        tokens = torch.randn(BATCH, n, HEADS * width, generator=generator).to(dtype)
         return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
     q, k, v = heads(n_queries), heads(n_keys), heads(n_keys)
@@ -106,7 +111,7 @@ def measure(n_queries: int, n_keys: int, width: int, repeats: int) -> None:
         seconds = statistics.median(times[name][1:])
         rate = n_operations / seconds / 1e12
         shape = f"{n_queries} × {n_keys} × {width}"
-        print(f"| {shape} | {name} | {1e3 * seconds:.2f} | {rate:.2f} | {errors[name]:.5f} |", flush=True)
+        print(f"| {shape} | {name} | {1e3 * seconds:.2f} | {rate:.2f} | {errors[name]:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

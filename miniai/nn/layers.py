@@ -76,7 +76,7 @@ def attend(
             if mask is not None:
                 scores = scores + mask.to(scores.dtype)
             return scores.softmax(dim=-1) @ v
-    if q.device.type == "cpu" and q.dtype != torch.float32 and not torch.is_grad_enabled() and mask is None:
+    if q.device.type == "cpu" and not torch.is_grad_enabled() and mask is None:
         return attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
 
