@@ -91,8 +91,9 @@ def by_sigmoid(
             parts = (t[i, head].split(max(1, SCORES_AT_ONCE // m)) for t in (q_down, sums_of))
             for queries, out in zip(*parts, strict=True):
                 weights = product(queries, k_down[i, head], None, "sigmoid", [], "")
-                out.copy_(product(weights, v_and_ones[i, head], None, "none", [], ""))
-    values, sums = sums_of[..., :d], sums_of[..., d:].sum(dim=-1, keepdim=True, dtype=torch.float32)
+                out.copy_(product(weights, v_and_ones[i, head], None, "none", [], ""))  # at once: nothing else is allocated in between
+    values, sums = sums_of.split((d, SUMS), dim=-1)
+    sums = sums.sum(dim=-1, keepdim=True, dtype=torch.float32)
     out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the next linear layer wants them
     torch.div(values, sums, out=out)
     for i, head in (~(sums > LEAST_SUM).flatten(2).all(dim=-1)).nonzero().tolist():  # whatever is not a number, too

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# Which of three weights in a row lie on the pixel that gives to each of four answers in a row.
-_TAPS = (slice(2, 3), slice(1, 3), slice(0, 2), slice(0, 1))
-PIXELS_PER_CHANNEL = 2  # of the repeated maps: from here on a merged kernel is worth its memory
+_TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # which of three weights in a row each of four is the sum of
+PIXELS_PER_CHANNEL = 1.5  # of the repeated maps: from here on a merged kernel is worth its memory
 _PADDING, _MORE, _STRIDE, _DILATION = (1, 1), (0, 0), (2, 2), (1, 1)
 
 
@@ -39,11 +38,9 @@ def merged_kernel(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "c d 4 4"]:
     >>> torch.allclose(y, F.conv2d(repeated(x), weight, padding=1), atol=1e-5)
     True
     """
-    merged = weight.new_empty(weight.shape[1], weight.shape[0], 4, 4)
-    for i, rows in enumerate(_TAPS):
-        for j, columns in enumerate(_TAPS):
-            merged[:, :, i, j] = weight[:, :, rows, columns].sum((2, 3)).T
-    return merged
+    along = weight.new_tensor(_TAPS)
+    both_ways = torch.kron(along, along)  # from nine weights to sixteen, in one product: rounded once
+    return (weight.reshape(-1, 9) @ both_ways.T).view(*weight.shape[:2], 4, 4).transpose(0, 1)
 
 
 def pays(x: Float[Tensor, "b c h w"], channels: int) -> bool:

@@ -173,7 +173,6 @@ class PackedConv2d(_Packed, nn.Conv2d):
     """
 
     _side: tuple[int, ...] | None = None  # height and width of the maps that the weight is packed for
-    merged: Tensor
 
     def packed(self, weight: Tensor) -> Tensor:
         size = None if self._side is None else [1, weight.shape[1] * self.groups, *self._side]
@@ -207,9 +206,16 @@ class PackedConv2d(_Packed, nn.Conv2d):
         """`forward` of the map with each pixel repeated twice both ways: for 3×3 kernels that keep the map's size."""
         if not (self.can_compute(x) and pays(x, self.out_channels)):
             return self(repeated(x))
-        if "merged" not in self._buffers:
-            self.register_buffer("merged", packed_for_doubling(self.plain_weight()), persistent=False)
-        return convolve_doubled(x, self.merged, self.bias)
+        merged = self._buffers.get("merged")
+        if merged is None:
+            merged = packed_for_doubling(self.plain_weight())
+            self.register_buffer("merged", merged, persistent=False)
+        return convolve_doubled(x, merged, self.bias)
+
+    def forget_merged(self) -> None:
+        """Let go of the kernel for repeated maps, which takes more memory than the weight and is quickly made."""
+        self._buffers.pop("merged", None)
+        self._non_persistent_buffers_set.discard("merged")
 
 
 class PackedPointwiseConv2d(_Packed, nn.Conv2d):

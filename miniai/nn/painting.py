@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from miniai.base.memory import give_back_unwritten
 from miniai.nn.doubling import convolve_doubled, packed_for_doubling, pays, repeated
 from miniai.nn.gated import GatedLinear
-from miniai.nn.packed import can_pack
+from miniai.nn.packed import PackedConv2d, can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
 
 CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/painting.py)
@@ -119,7 +119,8 @@ _CHANGING = threading.Lock()
 def painting(model: nn.Module) -> Iterator[None]:
     """Within, the large linear layers inside `model`, and the 3×3 convolutions that go one pixel at a time and keep the
     picture's size, make their weights ready when they first paint, and again when they have been changed; afterwards
-    they are plain again, and what was made ready is let go of. Where that is not possible (gradients, another device or
+    they are plain again, and what was made ready is let go of, kernels that packed layers merged (`miniai.nn.packed`)
+    with it. Where that is not possible (gradients, another device or
     dtype, tracing, compiling), they are plain all along. Results are the same, up to rounding.
 
     >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
@@ -148,6 +149,9 @@ def painting(model: nn.Module) -> Iterator[None]:
                     layer.__class__ = _PLAIN[type(layer)]
                     for name in ("_n_paintings", "_ready"):
                         vars(layer).pop(name, None)
+        for layer in model.modules():
+            if isinstance(layer, PackedConv2d):
+                layer.forget_merged()
 
 
 def _can_become_one(layer: nn.Module) -> bool:

@@ -116,13 +116,30 @@ def test_a_packed_upsampler_keeps_its_weight_and_follows_another(doubled: list[A
 
 @pytest.mark.parametrize("prepare", [pack_weights, None])
 def test_for_maps_too_small_to_pay_no_kernel_is_merged(prepare: Any, doubled: list[Any]) -> None:
-    layer = upsampler(24)
+    layer = upsampler(25)
     with torch.no_grad(), painting(layer) if prepare is None else nullcontext():
         if prepare is not None:
             prepare(layer)
-        for side, n_doubled in ((3, 0), (4, 1)):  # 36 and 64 pixels for 24 channels
-            layer(maps(1, 24, side, side))
+        for side, n_doubled in ((3, 0), (4, 1)):  # 36 and 64 pixels for 25 channels
+            layer(maps(1, 25, side, side))
             assert len(doubled) == n_doubled * can_pack()
+
+
+def test_a_packed_upsampler_keeps_its_merged_kernel_for_one_painting(doubled: list[Any]) -> None:
+    fast = pack_weights(upsampler(12))
+    x = maps(2, 12, 5, 3)
+    with torch.no_grad():
+        expected = fast(x)
+        for _ in range(2):
+            with painting(fast):
+                kept = []
+                for _ in range(2):
+                    assert torch.equal(fast(x), expected)
+                    kept += [buffer for name, buffer in fast.named_buffers() if name == "conv.merged"]
+            assert len(kept) == 2 * can_pack()
+            assert not can_pack() or kept[0] is kept[1]
+            assert "conv.merged" not in dict(fast.named_buffers())
+    assert len(doubled) == 5 * can_pack()
 
 
 def test_gradients_through_a_packed_upsampler_are_those_of_the_plain_one(doubled: list[Any]) -> None:
