@@ -91,7 +91,9 @@ def by_sigmoid(
             parts = (t[i, head].split(max(1, SCORES_AT_ONCE // m)) for t in (q_down, sums_of))
             for queries, out in zip(*parts, strict=True):
                 weights = product(queries, k_down[i, head], None, "sigmoid", [], "")
-                out.copy_(product(weights, v_and_ones[i, head], None, "none", [], ""))  # at once: nothing else is allocated in between
+                out.copy_(
+                    product(weights, v_and_ones[i, head], None, "none", [], "")
+                )  # at once: nothing else is allocated in between
     values, sums = sums_of.split((d, SUMS), dim=-1)
     sums = sums.sum(dim=-1, keepdim=True, dtype=torch.float32)
     out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the next linear layer wants them

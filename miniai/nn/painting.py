@@ -1,10 +1,10 @@
 """Layers that paint in float32 on a CPU from weights made ready once, for the length of a painting.
 
 3×3 convolutions go by Winograd's way (`miniai.nn.winograd`) where many tiles of the map share what that costs, and else
-by merged kernels (`miniai.nn.doubling`) where the map's pixels were to be repeated first. The others, and large linear
-layers, have weights in the blocks that oneDNN would otherwise lay out anew each time (`miniai.nn.packed` says why). The
-layers' own weights stay parameters, as they are; pages of those that are mapped from a file go back to the system
-meanwhile.
+by merged kernels (`miniai.nn.doubling`) where the map's pixels were to be repeated first. The others, and linear layers
+with much to do, have weights in the blocks that oneDNN would otherwise lay out anew each time (`miniai.nn.packed` says
+why). The layers' own weights stay parameters, as they are; pages of those that are mapped from a file go back to the
+system meanwhile.
 """
 
 import threading
@@ -20,10 +20,11 @@ from miniai.base.memory import give_back_unwritten
 from miniai.nn.doubling import convolve_doubled, packed_for_doubling, pays, repeated
 from miniai.nn.gated import GatedLinear
 from miniai.nn.packed import PackedConv2d, can_pack
-from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, saves
+from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, packed_kernels, saves
 
 CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/painting.py)
-MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster
+MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster,
+MANY_PRODUCTS = 2**25  # unless they have so many numbers to multiply
 ENOUGH_TILES = 128  # for kernels that are carried, which take four times the memory of the weight
 
 
@@ -62,7 +63,7 @@ class PaintingConv2d(_Painting, nn.Conv2d):
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         if self.by_tiles(x):
-            return convolve(x, self.ready("tiles", carried_kernels), self.bias)
+            return convolve(x, self.ready("tiles", packed_kernels if can_pack() else carried_kernels), self.bias)
         if not can_pack() or 0 in x.shape:
             return super().forward(x)
         shape, side = (self.padding, self.stride, self.dilation, self.groups), tuple(x.shape[2:])
@@ -84,7 +85,7 @@ class PaintingLinear(_Painting, nn.Linear):
     """`nn.Linear`, as `painting` has it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or not (self.can_paint(x) and can_pack()):
+        if not _packing_pays(self, x):
             return super().forward(x)
         weight = self.ready("tokens", torch.ops.mkldnn._reorder_linear_weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
@@ -94,12 +95,17 @@ class PaintingGatedLinear(_Painting, GatedLinear):
     """`GatedLinear`, as `painting` has it: activation and product in the same pass as the layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or not (self.can_paint(x) and can_pack()):
+        if not _packing_pays(self, x):
             return super().forward(x)
         value, gate = self.ready("tokens", _packed_halves)
         value_bias, gate_bias = (None, None) if self.bias is None else self.bias.chunk(2)
         gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
         return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+
+
+def _packing_pays(layer: PaintingLinear | PaintingGatedLinear, x: Tensor) -> bool:
+    many = layer.weight.numel() >= MANY_WEIGHTS or x.numel() * layer.out_features >= MANY_PRODUCTS
+    return many and x.ndim >= 2 and layer.can_paint(x) and can_pack()
 
 
 def _packed_halves(weight: Tensor) -> list[Tensor]:
@@ -117,11 +123,11 @@ _CHANGING = threading.Lock()
 
 @contextmanager
 def painting(model: nn.Module) -> Iterator[None]:
-    """Within, the large linear layers inside `model`, and the 3×3 convolutions that go one pixel at a time and keep the
-    picture's size, make their weights ready when they first paint, and again when they have been changed; afterwards
-    they are plain again, and what was made ready is let go of, kernels that packed layers merged (`miniai.nn.packed`)
-    with it. Where that is not possible (gradients, another device or
-    dtype, tracing, compiling), they are plain all along. Results are the same, up to rounding.
+    """Within, the linear layers inside `model` that have much to do, and the 3×3 convolutions that go one pixel at a
+    time and keep the picture's size, make their weights ready when they first paint, and again when they have been
+    changed; afterwards they are plain again, and what was made ready is let go of, with it the kernels that packed
+    layers merged (`miniai.nn.packed`). Where that is not possible (gradients, another device or dtype, tracing,
+    compiling), they are plain all along. Results are the same, up to rounding.
 
     >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
     >>> x = torch.randn(2, 256, 32, 32)
@@ -157,4 +163,4 @@ def painting(model: nn.Module) -> Iterator[None]:
 def _can_become_one(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d:
         return keeps_size(layer)
-    return type(layer) in _FORMS and isinstance(layer, nn.Linear) and layer.weight.numel() >= MANY_WEIGHTS
+    return type(layer) in _FORMS

@@ -15,7 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from miniai.nn.packed import can_pack
+
 Matrix = tuple[tuple[int | float, ...], ...]
+PackedKernels = tuple[Tensor, ...]  # one of (d, c) for each place, in oneDNN's blocks
 TILE, WINDOW, PLACES = 4, 6, 36
 # Lavin & Gray 2016, section 4.3: by the points 0, 1, -1, 2, -2 and infinity.
 _B_T = (
@@ -88,13 +91,17 @@ class _Winograd(torch.autograd.Function):
 
 @torch.no_grad()
 def convolve(
-    x: Float[Tensor, "b c h w"], kernels: Float[Tensor, "36 c d"], bias: Float[Tensor, " d"] | None = None
+    x: Float[Tensor, "b c h w"],
+    kernels: Float[Tensor, "36 c d"] | PackedKernels,
+    bias: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "b d h w"]:
-    """`winograd_conv2d(x, weight, bias)` without gradients, from `kernels`, which are `carried_kernels(weight)`."""
+    """`winograd_conv2d(x, weight, bias)` without gradients, from `kernels`, which are `carried_kernels(weight)` or
+    `packed_kernels(weight)`."""
     windows = _windows(x)
-    b, rows, columns = windows.shape[:3]
-    answers = x.new_empty(b, rows, TILE, columns, TILE, kernels.shape[2])
-    tiles = max(TILES_AT_A_TIME, AT_A_TIME // (PLACES * max(kernels.shape[1:])))
+    b, rows, columns, c = windows.shape[:4]
+    d = kernels.shape[2] if isinstance(kernels, Tensor) else len(kernels[0])
+    answers = x.new_empty(b, rows, TILE, columns, TILE, d)
+    tiles = max(TILES_AT_A_TIME, AT_A_TIME // (PLACES * max(c, d)))
     n, m = max(1, tiles // (rows * columns)), min(rows, max(1, tiles // columns))  # pictures, and rows of tiles
     for pictures, outs in zip(windows.split(n), answers.split(n), strict=True):
         for part, out in zip(pictures.split(m, dim=1), outs.split(m, dim=1), strict=True):
@@ -107,6 +114,19 @@ def carried_kernels(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 c d"]
     return _carry(_G, weight.permute(2, 3, 1, 0)).flatten(0, 1)
 
 
+def packed_kernels(weight: Float[Tensor, "d c 3 3"]) -> PackedKernels:
+    """The same in the order that oneDNN reads them in (`miniai.nn.packed`), whose products are twice as fast as those
+    of PyTorch's other library on CPUs that are not that library's maker's (benchmarks/results/winograd.md)."""
+    return tuple(torch.ops.mkldnn._reorder_linear_weight(kernel.T.contiguous()) for kernel in carried_kernels(weight))
+
+
+def _products(numbers: Float[Tensor, "36 n c"], kernels: PackedKernels) -> Float[Tensor, "36 n d"]:
+    products = numbers.new_empty(*numbers.shape[:2], len(kernels[0]))
+    for product, some, kernel in zip(products, numbers, kernels, strict=True):
+        product.copy_(torch.ops.mkldnn._linear_pointwise(some, kernel, None, "none", [], ""))
+    return products
+
+
 def _windows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns c 6 6"]:
     """The tiles that overlap, as views of one padded map."""
     h, w = x.shape[2:]
@@ -116,14 +136,15 @@ def _windows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns c 6 6
 
 def _answer(
     windows: Float[Tensor, "b rows columns c 6 6"],
-    kernels: Float[Tensor, "36 c d"],
+    kernels: Float[Tensor, "36 c d"] | PackedKernels,
     out: Float[Tensor, "b rows 4 columns 4 d"],
     bias: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "36 tiles c"]:
     """Write the answers of some windows to `out`; what is returned are the windows, carried."""
     carried = _carry(_B_T, windows.permute(4, 5, 0, 1, 2, 3)).view(PLACES, -1, windows.shape[3])
     b, rows, _, columns, _, d = out.shape
-    answers = _carry(_A_T, torch.bmm(carried, kernels).view(WINDOW, WINDOW, b, rows, columns, d))
+    products = torch.bmm(carried, kernels) if isinstance(kernels, Tensor) else _products(carried, kernels)
+    answers = _carry(_A_T, products.view(WINDOW, WINDOW, b, rows, columns, d))
     answers = answers.permute(2, 3, 0, 4, 1, 5)
     out.copy_(answers) if bias is None else torch.add(answers, bias, out=out)
     return carried
@@ -144,6 +165,10 @@ def _parts(numbers: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
 def _carry(matrix: Matrix, x: Float[Tensor, "i j *rest"]) -> Float[Tensor, "k l *rest"]:
     """`matrix` times x times `matrix` transposed, over the first two axes."""
     by = x.new_tensor(matrix)
+    if x.dtype == torch.float32 and x.device.type == "cpu" and can_pack():
+        both = torch.kron(by, by)  # over both axes in one product
+        carried = torch.ops.mkldnn._linear_pointwise(both, x.reshape(both.shape[1], -1).T, None, "none", [], "")
+        return carried.view(len(by), len(by), *x.shape[2:])
     first = by @ x.reshape(len(x), x[0].numel())
     return torch.matmul(by, first.view(len(by), x.shape[1], x[0, 0].numel())).view(len(by), len(by), *x.shape[2:])
 

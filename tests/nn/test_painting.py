@@ -155,6 +155,15 @@ def test_linear_layers_are_made_ready_too(
             torch.testing.assert_close(layer(torch.ones(24)), vector)
 
 
+@pytest.mark.skipif(not can_pack(), reason="this PyTorch cannot pack weights")
+def test_a_linear_layer_is_made_ready_where_it_has_many_weights_or_many_rows(made: list[Any]) -> None:
+    small, large = nn.Linear(64, 64), nn.Linear(640, 640)
+    with torch.no_grad(), painting(nn.ModuleList([small, large])):
+        for layer, n_rows, n_made in ((small, 8191, 0), (small, 8192, 1), (large, 1, 2)):
+            layer(torch.ones(n_rows, layer.in_features))
+            assert len(made) == n_made
+
+
 def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error() -> None:
     kept = [
         nn.Conv2d(8, 8, 1),
@@ -162,9 +171,9 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
         nn.Conv2d(8, 8, 3, stride=2, padding=1),
         nn.Conv2d(8, 8, 3, padding=1, groups=2),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
-        nn.Linear(8, 8),
+        nn.Embedding(8, 8),
     ]
-    changed = [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(640, 640), GatedLinear(320, 640)]
+    changed = [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8), GatedLinear(8, 8)]
     model = nn.ModuleList([*kept, *changed])
     before, names = [type(one) for one in model], list(model.state_dict())
 
