@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from miniai.nn.packed import can_pack
 from miniai.nn.unfolded import MORE_PIXELS, has_amx, unfolded_conv2d
 from miniai.nn.winograd import can_compute, keeps_size, saves, winograd_conv2d
 
-CARRYING = 150  # what carrying a number to tiles and back costs, in multiplications of a matrix product, as measured
+# What carrying a number to tiles and back costs, in multiplications of a matrix product, as measured: AVX-512 makes
+# products faster, and passes over memory not.
+CARRYING, CARRYING_AVX512 = 150, 400
 ENOUGH_CHANNELS = 96  # both those seen and those made: with fewer, rows are copied for too little
 
 
@@ -22,7 +25,7 @@ class LearningConv2d(nn.Conv2d):
         """Whether Winograd's way is faster for `x`: gradients are wanted (`miniai.nn.painting` is for when they are
         not), on a CPU, in float32, and enough channels share what carrying costs."""
         possible = x.ndim == 4 and torch.is_grad_enabled() and can_compute(self.weight, x)
-        return possible and saves(self, x, CARRYING)
+        return possible and saves(self, x, CARRYING_AVX512 if can_pack(torch.bfloat16) else CARRYING)
 
     def by_products(self, x: Float[Tensor, "*b c h w"]) -> bool:
         """Whether products of matrices are faster for `x`: the weight learns, in bfloat16 on a CPU that has AMX, and
@@ -56,9 +59,9 @@ def learning(model: nn.Module) -> Iterator[None]:
     """Within, the 3×3 convolutions inside `model` that go one pixel at a time and keep the picture's size learn by the
     way that is fastest for what they see; afterwards they are plain again. Weights and their names stay as they are.
 
-    >>> model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))
+    >>> model = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1))
     >>> with learning(model):
-    ...     type(model[0]).__name__, model[0].by_tiles(torch.zeros(8, 256, 8, 8))
+    ...     type(model[0]).__name__, model[0].by_tiles(torch.zeros(8, 512, 8, 8))
     ('LearningConv2d', True)
     >>> type(model[0]).__name__
     'Conv2d'

@@ -26,6 +26,13 @@ def learn(block: nn.Module, x: Tensor, rate: float, half: bool = False) -> list[
     return losses
 
 
+@pytest.fixture
+def with_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is decided on CPUs with vectors of eight numbers."""
+    monkeypatch.setattr(module, "can_pack", lambda dtype: False)
+
+
+@pytest.mark.usefixtures("with_avx2")
 def test_within_the_context_a_block_learns_by_tiles_and_ends_in_the_same_weights() -> None:
     torch.manual_seed(0)
     block = ResBlock(128, 128)
@@ -71,6 +78,17 @@ def test_only_what_it_can_do_is_changed_and_all_is_as_before_even_after_an_error
     assert [type(one) for one in model] == before
 
 
+@pytest.mark.parametrize("n_channels", [64, 160, 288])
+def test_with_wider_vectors_tiles_pay_for_more_channels_only(n_channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = LearningConv2d(n_channels, n_channels, 3, padding=1), torch.randn(2, n_channels, 8, 8)
+    taken = []
+    for wider in (False, True):
+        monkeypatch.setattr(module, "can_pack", lambda dtype, wider=wider: wider)
+        taken.append(layer.by_tiles(x))
+    assert taken == [n_channels >= 160, n_channels >= 288]
+
+
+@pytest.mark.usefixtures("with_avx2")
 def test_tiles_are_left_where_they_would_be_slower_or_less_exact() -> None:
     layer = LearningConv2d(128, 128, 3, padding=1)
     x = torch.randn(2, 128, 8, 8)
