@@ -85,19 +85,16 @@ def by_sigmoid(
     ones = torch.eye(SUMS, dtype=v.dtype).repeat(-(-m // SUMS), 1)[:m]
     v_and_ones = torch.cat([v, ones.expand(b, heads, m, SUMS)], dim=-1).transpose(2, 3)
     product = torch.ops.mkldnn._linear_pointwise
-    sums_of = q.new_empty(b, heads, n, d + SUMS)
+    found, sums = q.new_empty(n, d + SUMS), q.new_empty(b, heads, n, 1, dtype=torch.float32)
+    out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the next linear layer wants them
     for i in range(b):
         for head in range(heads):
-            parts = (t[i, head].split(max(1, SCORES_AT_ONCE // m)) for t in (q_down, sums_of))
-            for queries, out in zip(*parts, strict=True):
+            parts = (t.split(max(1, SCORES_AT_ONCE // m)) for t in (q_down[i, head], found))
+            for queries, part in zip(*parts, strict=True):
                 weights = product(queries, k_down[i, head], None, "sigmoid", [], "")
-                out.copy_(
-                    product(weights, v_and_ones[i, head], None, "none", [], "")
-                )  # at once: nothing else is allocated in between
-    values, sums = sums_of.split((d, SUMS), dim=-1)
-    sums = sums.sum(dim=-1, keepdim=True, dtype=torch.float32)
-    out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the next linear layer wants them
-    torch.div(values, sums, out=out)
+                part.copy_(product(weights, v_and_ones[i, head], None, "none", [], ""))
+            torch.sum(found[:, d:], dim=-1, keepdim=True, dtype=torch.float32, out=sums[i, head])
+            torch.div(found[:, :d], sums[i, head], out=out[i, head])
     for i, head in (~(sums > LEAST_SUM).flatten(2).all(dim=-1)).nonzero().tolist():  # whatever is not a number, too
         out[i, head] = fused(*(t[i, head][None, None] for t in (q, k, v)))[0, 0]
     return out
