@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniai.nn.attention import by_sigmoid, fused, in_whole_vectors
+from miniai.nn.packed import can_pack
 from miniai.recipes.model_card import machine
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -54,13 +55,13 @@ def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 BATCH, HEADS = 2, 8  # a guided step of one picture
 SHAPES = (
     *((4096, 4096, 40), (1024, 1024, 80), (256, 256, 160), (64, 64, 160), (4096, 4096, 64), (256, 256, 64)),
+    (4096, 4096, 512),
     *((4096, 77, 40), (1024, 77, 80), (256, 77, 160), (64, 77, 160)),
 )
 FORMS: dict[str, Form] = {
     "fused": fused,
     "fused, keys in whole vectors": in_whole_vectors,
     "fused, keys of a head side by side": heads_apart,
-    "products, a sigmoid between": by_sigmoid,
     "fused, heads widened to 16": widened(16),
     "fused, heads widened to 64": widened(64),
     "products": products,
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     dtype = torch.float32 if options.float32 else torch.bfloat16
+    if can_pack(dtype):
+        FORMS["products, a sigmoid between"] = by_sigmoid
     print(f"{machine()}, {dtype}, median of {options.repeats} runs in turn\n")
     print("| queries × keys × width | form | ms | TFLOP/s | error |\n| --- | --- | ---: | ---: | ---: |")
     with torch.inference_mode():

@@ -1,5 +1,5 @@
 """softmax(q kᵀ / sqrt(d)) v (Vaswani et al. 2017, equation 1) for painting on a CPU: three forms, which differ in
-nothing but speed (benchmarks/results/attention_forward.md).
+speed and in a few roundings (benchmarks/results/attention_forward.md).
 
 PyTorch's fused kernel goes through 256 queries by 512 keys at a time, and most of its time is the softmax. Two things
 help it: no keys left over, which it takes one by one (the 77 of a prompt become 80, in a little more than half the
@@ -7,30 +7,34 @@ time), and the keys of each head side by side in memory.
 
 Where there are many keys, two matrix products with a sigmoid between them are two to three times as fast, since
 oneDNN computes the sigmoid where a product's numbers still lie in registers. Far below zero a sigmoid is the
-exponential: e^x / (1 + e^x) is e^x up to a share of e^x. A softmax does not change when a number is taken from all
-scores of a query, so each query's scores are brought down below a negative bound: a column more in queries and keys
-does it, within the product. Columns of ones beside the values sum up the weights, within the other product.
+exponential: e^x / (1 + e^x) is less than e^x by the e^x-th part of it. A softmax does not change when a number is taken
+from all scores of a query, so each query's scores are brought down below a negative bound: a column more in queries and
+keys does it, within the product. Columns of ones beside the values sum up the weights, within the other product.
 """
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from miniai.nn.packed import can_pack
-from miniai.nn.unfolded import has_amx
+from miniai.nn.unfolded import has_amx, has_avx512
 
 VECTOR = 16  # scores that the fused kernel takes at once
 MANY_QUERIES = 256  # from here on, whole vectors gain more than filling up costs
 MANY_KEYS = 1024  # from here on, keys and values side by side gain more than copying them costs
 NUMBERS_OF_KEYS = {torch.bfloat16: 2**15, torch.float32: 2**16}  # of a head: from here on a sigmoid is faster
 BELOW = {torch.bfloat16: 8, torch.float32: 17}  # zero by so much, a sigmoid is an exponential up to rounding
-SCORES_AT_ONCE = 2**21  # what a core's cache holds
-ROUNDING = 2**-5  # of what scores can reach: more than all roundings of a bound and of a score together, in bfloat16
+SCORES_AT_ONCE = 2**21  # what the cores' common cache holds beside the rest
+# Of what scores can reach: more than all roundings of a bound and of a score together, ten of 2^-8 each in bfloat16.
+ROUNDING = {torch.bfloat16: 3 * 2**-6, torch.float32: 2**-18}
 SUMS = 8  # columns that share the keys among them: their sum is rounded less than one column's
-LEAST_SUM = 1e-30  # below, weights that count are too small for float32
+LEAST_SUM = 1e-30  # below, weights that count are too small for float32 (and values below 1e-7 of digits before that)
+SAMPLES = 8  # queries of a head that are asked beforehand whether its sums will come out smaller
 
 
 def attention(
@@ -43,7 +47,7 @@ def attention(
     >>> bool((attention(q, k, v) - exact).norm() < 0.01 * exact.norm())
     True
     """
-    if q.shape[2] >= MANY_QUERIES and _sigmoid_is_faster(q, k):
+    if _sigmoid_is_faster(q, k):
         return by_sigmoid(q, k, v)
     if q.dtype.itemsize > 2:
         return fused(q, k, v)
@@ -82,13 +86,17 @@ def by_sigmoid(
     bound = bound_on_scores(q, k) + BELOW[q.dtype]
     q_down = torch.cat([q * d**-0.5, -bound.to(q.dtype)], dim=-1)
     k_down = torch.cat([k, k.new_ones(1).expand(b, heads, m, 1)], dim=-1)
-    ones = torch.eye(SUMS, dtype=v.dtype).repeat(-(-m // SUMS), 1)[:m]
+    ones = torch.eye(SUMS, dtype=v.dtype, device=v.device).repeat(-(-m // SUMS), 1)[:m]
     v_and_ones = torch.cat([v, ones.expand(b, heads, m, SUMS)], dim=-1).transpose(2, 3)
     product = torch.ops.mkldnn._linear_pointwise
     found, sums = q.new_empty(n, d + SUMS), q.new_empty(b, heads, n, 1, dtype=torch.float32)
     out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the next linear layer wants them
+    by_kernel = _too_low(q_down, k_down)
     for i in range(b):
         for head in range(heads):
+            if by_kernel[i][head]:
+                sums[i, head] = 0
+                continue
             parts = (t.split(max(1, SCORES_AT_ONCE // m)) for t in (q_down[i, head], found))
             for queries, part in zip(*parts, strict=True):
                 weights = product(queries, k_down[i, head], None, "sigmoid", [], "")
@@ -106,8 +114,15 @@ def bound_on_scores(q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m
     length = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
     middle = k.mean(dim=2, keepdim=True)
     farthest = length(k - middle).amax(dim=2, keepdim=True)
-    reach = farthest + ROUNDING * (farthest + length(middle))
+    reach = farthest + ROUNDING[q.dtype] * (farthest + length(middle))
     return (q @ middle.transpose(2, 3) + length(q) * reach) * q.shape[-1] ** -0.5
+
+
+def _too_low(q_down: Float[Tensor, "b heads n d"], k_down: Float[Tensor, "b heads m d"]) -> list[list[bool]]:
+    """Of each head whether some of its queries have no score near the bound, so that products would be for nothing."""
+    some = q_down[:, :, :: max(1, q_down.shape[2] // SAMPLES)]
+    highest = (some @ k_down.transpose(2, 3)).amax(dim=-1)
+    return (highest.amin(dim=-1) < math.log(LEAST_SUM)).tolist()
 
 
 def _sigmoid_is_faster(q: Tensor, k: Tensor) -> bool:
@@ -115,6 +130,8 @@ def _sigmoid_is_faster(q: Tensor, k: Tensor) -> bool:
     it has not been measured."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    if q.dtype not in NUMBERS_OF_KEYS or k.shape[2] * k.shape[3] < NUMBERS_OF_KEYS[q.dtype]:
+    if is_in_torch_dispatch_mode():  # whoever counts or traces operations knows the fused kernel
         return False
-    return can_pack(torch.bfloat16) and not has_amx()
+    if not (q.dtype in NUMBERS_OF_KEYS and can_pack(q.dtype) and has_avx512()) or has_amx():
+        return False
+    return q.shape[2] >= MANY_QUERIES and k.shape[2] * k.shape[3] >= NUMBERS_OF_KEYS[q.dtype]

@@ -44,8 +44,8 @@ def merged_kernel(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "c d 4 4"]:
 
 
 def pays(x: Float[Tensor, "b c h w"], channels: int) -> bool:
-    """Whether a merged kernel saves enough on x to be kept beside the other. It is as large for small maps as for large
-    ones, 52 MB in bfloat16 for 1280 channels, and what it saves grows with the map."""
+    """Whether a merged kernel saves enough on x to be kept beside the other while a picture is painted. It is as large
+    for small maps as for large ones, 52 MB in bfloat16 for 1280 channels, and what it saves grows with the map."""
     return 4 * x.shape[0] * x.shape[2] * x.shape[3] >= PIXELS_PER_CHANNEL * channels
 
 

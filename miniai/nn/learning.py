@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from miniai.nn.packed import can_pack
-from miniai.nn.unfolded import MORE_PIXELS, has_amx, unfolded_conv2d
+from miniai.nn.unfolded import MORE_PIXELS, has_amx, has_avx512, unfolded_conv2d
 from miniai.nn.winograd import can_compute, keeps_size, saves, winograd_conv2d
 
 # What carrying a number to tiles and back costs, in multiplications of a matrix product, as measured: AVX-512 makes
@@ -25,7 +24,7 @@ class LearningConv2d(nn.Conv2d):
         """Whether Winograd's way is faster for `x`: gradients are wanted (`miniai.nn.painting` is for when they are
         not), on a CPU, in float32, and enough channels share what carrying costs."""
         possible = x.ndim == 4 and torch.is_grad_enabled() and can_compute(self.weight, x)
-        return possible and saves(self, x, CARRYING_AVX512 if can_pack(torch.bfloat16) else CARRYING)
+        return possible and saves(self, x, CARRYING_AVX512 if has_avx512() else CARRYING)
 
     def by_products(self, x: Float[Tensor, "*b c h w"]) -> bool:
         """Whether products of matrices are faster for `x`: the weight learns, in bfloat16 on a CPU that has AMX, and

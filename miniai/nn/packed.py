@@ -173,6 +173,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
     """
 
     _side: tuple[int, ...] | None = None  # height and width of the maps that the weight is packed for
+    _n_paintings: int = 0  # that are under way (`miniai.nn.painting`)
 
     def packed(self, weight: Tensor) -> Tensor:
         size = None if self._side is None else [1, weight.shape[1] * self.groups, *self._side]
@@ -209,11 +210,13 @@ class PackedConv2d(_Packed, nn.Conv2d):
         merged = self._buffers.get("merged")
         if merged is None:
             merged = packed_for_doubling(self.plain_weight())
-            self.register_buffer("merged", merged, persistent=False)
+            self._buffers["merged"] = merged
+            self._non_persistent_buffers_set.add("merged")
         return convolve_doubled(x, merged, self.bias)
 
     def forget_merged(self) -> None:
-        """Let go of the kernel for repeated maps, which takes more memory than the weight and is quickly made."""
+        """Let go of the kernel for repeated maps, which takes more memory than the weight, and for 1,280 channels 0.05
+        seconds to make."""
         self._buffers.pop("merged", None)
         self._non_persistent_buffers_set.discard("merged")
 

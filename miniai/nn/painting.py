@@ -23,8 +23,8 @@ from miniai.nn.packed import PackedConv2d, can_pack
 from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, packed_kernels, saves
 
 CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/painting.py)
-MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster,
-MANY_PRODUCTS = 2**25  # unless they have so many numbers to multiply
+MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster
+MANY_PRODUCTS = 2**25  # multiplications of a call: with so many, smaller layers are
 ENOUGH_TILES = 128  # for kernels that are carried, which take four times the memory of the weight
 
 
@@ -104,8 +104,10 @@ class PaintingGatedLinear(_Painting, GatedLinear):
 
 
 def _packing_pays(layer: PaintingLinear | PaintingGatedLinear, x: Tensor) -> bool:
+    if not (layer.can_paint(x) and can_pack()):  # asked first: who compiles or traces must not see that sizes matter
+        return False
     many = layer.weight.numel() >= MANY_WEIGHTS or x.numel() * layer.out_features >= MANY_PRODUCTS
-    return many and x.ndim >= 2 and layer.can_paint(x) and can_pack()
+    return many and x.ndim >= 2
 
 
 def _packed_halves(weight: Tensor) -> list[Tensor]:
@@ -142,22 +144,25 @@ def painting(model: nn.Module) -> Iterator[None]:
         layers: list[Any] = [
             layer for layer in model.modules() if isinstance(layer, _Painting) or _can_become_one(layer)
         ]
+        packed: list[Any] = [layer for layer in model.modules() if isinstance(layer, PackedConv2d)]
         for layer in layers:
             layer.__class__ = _FORMS.get(type(layer), type(layer))
+        for layer in layers + packed:
             layer._n_paintings += 1
     try:
         yield
     finally:
         with _CHANGING:
-            for layer in layers:
+            for layer in layers + packed:
                 layer._n_paintings -= 1
-                if layer._n_paintings == 0:  # none in another thread is left
+                if layer._n_paintings > 0:  # one in another thread is left
+                    continue
+                if isinstance(layer, PackedConv2d):
+                    layer.forget_merged()
+                else:
                     layer.__class__ = _PLAIN[type(layer)]
-                    for name in ("_n_paintings", "_ready"):
-                        vars(layer).pop(name, None)
-        for layer in model.modules():
-            if isinstance(layer, PackedConv2d):
-                layer.forget_merged()
+                for name in ("_n_paintings", "_ready"):
+                    vars(layer).pop(name, None)
 
 
 def _can_become_one(layer: nn.Module) -> bool:

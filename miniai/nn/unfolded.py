@@ -27,6 +27,13 @@ def has_amx() -> bool:
     return supported is not None and bool(supported())
 
 
+@lru_cache
+def has_avx512() -> bool:
+    """Whether this CPU has vectors of 16 numbers in float32, as far as PyTorch can tell."""
+    supported = getattr(torch.cpu, "_is_avx512_supported", None)
+    return supported is not None and bool(supported())
+
+
 def unfolded_conv2d(
     x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None = None
 ) -> Float[Tensor, "b d h w"]:

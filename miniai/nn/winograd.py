@@ -115,9 +115,10 @@ def carried_kernels(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 c d"]
 
 
 def packed_kernels(weight: Float[Tensor, "d c 3 3"]) -> PackedKernels:
-    """The same in the order that oneDNN reads them in (`miniai.nn.packed`), whose products are twice as fast as those
-    of PyTorch's other library on CPUs that are not that library's maker's (benchmarks/results/winograd.md)."""
-    return tuple(torch.ops.mkldnn._reorder_linear_weight(kernel.T.contiguous()) for kernel in carried_kernels(weight))
+    """The same in the order that oneDNN reads them in (`miniai.nn.packed`), whose products took less than half the time
+    of PyTorch's other library on an AMD EPYC (benchmarks/results/winograd.md). Six at a time, for less memory."""
+    rows = (_carry(_G, weight.permute(2, 3, 0, 1), (row,)).flatten(0, 1) for row in _G)
+    return tuple(torch.ops.mkldnn._reorder_linear_weight(kernel) for row in rows for kernel in row)
 
 
 def _products(numbers: Float[Tensor, "36 n c"], kernels: PackedKernels) -> Float[Tensor, "36 n d"]:
@@ -162,15 +163,17 @@ def _parts(numbers: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [tensor.split(pictures) for tensor in tensors]
 
 
-def _carry(matrix: Matrix, x: Float[Tensor, "i j *rest"]) -> Float[Tensor, "k l *rest"]:
-    """`matrix` times x times `matrix` transposed, over the first two axes."""
+def _carry(matrix: Matrix, x: Float[Tensor, "i j *rest"], left: Matrix | None = None) -> Float[Tensor, "k l *rest"]:
+    """`left` (`matrix`, if there is no other) times x times `matrix` transposed, over the first two axes."""
     by = x.new_tensor(matrix)
+    by_left = by if left is None else x.new_tensor(left)
     if x.dtype == torch.float32 and x.device.type == "cpu" and can_pack():
-        both = torch.kron(by, by)  # over both axes in one product
+        both = torch.kron(by_left, by)  # over both axes in one product
         carried = torch.ops.mkldnn._linear_pointwise(both, x.reshape(both.shape[1], -1).T, None, "none", [], "")
-        return carried.view(len(by), len(by), *x.shape[2:])
-    first = by @ x.reshape(len(x), x[0].numel())
-    return torch.matmul(by, first.view(len(by), x.shape[1], x[0, 0].numel())).view(len(by), len(by), *x.shape[2:])
+    else:
+        first = by_left @ x.reshape(len(x), x[0].numel())
+        carried = torch.matmul(by, first.view(len(by_left), x.shape[1], x[0, 0].numel()))
+    return carried.view(len(by_left), len(by), *x.shape[2:])
 
 
 def _overlapped(windows: Float[Tensor, "b rows 6 columns 6 c"]) -> Float[Tensor, "b h w c"]:

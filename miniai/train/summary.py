@@ -1,5 +1,6 @@
 """What a model is made of: a table of its modules with shapes, parameters and multiply-adds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
     """
     rows: list[Row] = []
     counted: set[int] = set()
-    counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION_ON_CPU: _attention_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=_unknown_to_torch())
     handles = []
     for name, module in model.named_modules():
         if not name or (depth is None and any(module.children())) or (depth is not None and name.count(".") >= depth):
@@ -92,15 +93,38 @@ def summary(model: nn.Module, *inputs: Any, depth: int | None = None, **keywords
     return Summary(tuple(rows), sum(map(torch.numel, parameters)), n_trained, counter.get_total_flops() // 2)
 
 
-_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter does not know
-
-
 def _attention_flops(
     q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *others: Any, out_shape: Any = None, **options: Any
 ) -> int:
     """Of shapes (b, heads, n, d): both matrix products of attention, a multiplication and an addition each."""
     batch, n_heads, n_queries, d = q
     return 2 * batch * n_heads * n_queries * k[-2] * (d + v[-1])
+
+
+def _linear_flops(x: tuple[int, ...], *others: Any, out_shape: tuple[int, ...], **options: Any) -> int:
+    return 2 * math.prod(out_shape) * x[-1]
+
+
+def _conv_flops(x: tuple[int, ...], *others: Any, out_shape: tuple[int, ...], **options: Any) -> int:
+    """The weight follows x, and in the overload that adds a map, that map, which has the shape of the answers."""
+    weight = others[1] if others[0] == out_shape else others[0]
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _transposed_conv_flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **options: Any) -> int:
+    return 2 * math.prod(x) * math.prod(weight[1:])
+
+
+def _unknown_to_torch() -> dict[Any, Any]:
+    """What torch's counter does not know: attention on a CPU, and layers whose weights are packed."""
+    known: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    packed = {
+        "_linear_pointwise": _linear_flops,
+        "_convolution_pointwise": _conv_flops,
+        "_convolution_transpose_pointwise": _transposed_conv_flops,
+    }
+    mkldnn = torch.ops.mkldnn
+    return known | {getattr(mkldnn, name): flops for name, flops in packed.items() if hasattr(mkldnn, name)}
 
 
 def _watch(name: str, module: nn.Module, counter: FlopCounterMode, counted: set[int], rows: list[Row]) -> list[Any]:

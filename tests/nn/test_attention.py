@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from miniai.base.seeds import make_generator
+from miniai.nn import attention as module
 from miniai.nn.attention import (
     BELOW,
     MANY_KEYS,
@@ -17,7 +18,7 @@ from miniai.nn.attention import (
 )
 from miniai.nn.layers import attend
 from miniai.nn.packed import can_pack
-from miniai.nn.unfolded import has_amx
+from miniai.nn.unfolded import has_amx, has_avx512
 
 FORMS = {"fused": fused, "vectors": in_whole_vectors, "chosen": attention}
 if can_pack():
@@ -99,7 +100,8 @@ def test_keys_that_all_lie_far_from_zero_do_not_reach_too_far(dtype: torch.dtype
     q, k, v = (t.to(dtype) for t in heads(300, 500, 24))
     k += 100
     with torch.no_grad():
-        assert not torch.equal(by_sigmoid(q, k, v), fused(q, k, v))
+        equal = by_sigmoid(q, k, v) == fused(q, k, v)
+    assert not equal.flatten(2).all(dim=-1).any()
 
 
 @pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="needs AVX-512")
@@ -112,7 +114,7 @@ def test_a_sum_in_several_columns_is_rounded_less(monkeypatch: pytest.MonkeyPatc
         assert error < 0.95 * far(by_sigmoid(q, k, v), exact)
 
 
-@pytest.mark.skipif(torch.bfloat16 not in DTYPES or has_amx(), reason="where it was measured: AVX-512 without AMX")
+@pytest.mark.skipif(not has_avx512() or has_amx(), reason="where it was measured: AVX-512 without AMX")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_keys_go_by_a_sigmoid(dtype: torch.dtype) -> None:
     q, k, v = (t.to(dtype) for t in heads(MANY_QUERIES, MANY_KEYS, 64))
@@ -133,6 +135,21 @@ def test_a_head_whose_scores_reach_too_far_goes_by_the_fused_kernel_and_no_other
     assert not torch.equal(answer[1, 2, :7], as_it_was[1, 2, :7])
     answer[1, 2] = as_it_was[1, 2]
     assert torch.equal(answer, as_it_was)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("which", [slice(None), slice(7, 8)])
+def test_of_heads_whose_scores_all_reach_too_far_no_products_are_made(
+    which: slice, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[list[bool]]] = []
+    asked = module._too_low
+    monkeypatch.setattr(module, "_too_low", lambda *given: made.append(asked(*given)) or made[-1])
+    q, k, v = (t.to(dtype) for t in heads(300, 500, 24))
+    q[1, 2, which] *= 1000
+    with torch.no_grad():
+        assert torch.equal(by_sigmoid(q, k, v)[1, 2], fused(q, k, v)[1, 2])
+    assert made == [[[False] * 3, [False, False, which == slice(None)]]]
 
 
 @pytest.mark.skipif(not can_pack(), reason="needs a PyTorch with oneDNN")

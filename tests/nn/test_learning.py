@@ -29,7 +29,7 @@ def learn(block: nn.Module, x: Tensor, rate: float, half: bool = False) -> list[
 @pytest.fixture
 def with_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is decided on CPUs with vectors of eight numbers."""
-    monkeypatch.setattr(module, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(module, "has_avx512", lambda: False)
 
 
 @pytest.mark.usefixtures("with_avx2")
@@ -83,7 +83,7 @@ def test_with_wider_vectors_tiles_pay_for_more_channels_only(n_channels: int, mo
     layer, x = LearningConv2d(n_channels, n_channels, 3, padding=1), torch.randn(2, n_channels, 8, 8)
     taken = []
     for wider in (False, True):
-        monkeypatch.setattr(module, "can_pack", lambda dtype, wider=wider: wider)
+        monkeypatch.setattr(module, "has_avx512", lambda wider=wider: wider)
         taken.append(layer.by_tiles(x))
     assert taken == [n_channels >= 160, n_channels >= 288]
 

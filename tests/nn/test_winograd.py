@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from miniai.nn import winograd as module
-from miniai.nn.winograd import carried_kernels, convolve, winograd_conv2d
+from miniai.nn.packed import can_pack
+from miniai.nn.winograd import carried_kernels, convolve, packed_kernels, winograd_conv2d
 
 
 def answers_and_gradients(convolve: object, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -70,8 +71,16 @@ def test_from_carried_kernels_the_answers_are_pytorchs(
         patch.setattr(module, "AT_A_TIME", at_a_time)
         patch.setattr(module, "TILES_AT_A_TIME", tiles_at_a_time)
         found = convolve(x, carried_kernels(weight), given_bias)
-    torch.testing.assert_close(found, F.conv2d(x, weight, given_bias, padding=1), rtol=1e-10, atol=1e-10)
+        ways = [carried_kernels, packed_kernels] if can_pack() else [carried_kernels]
+        in_single_precision = [
+            convolve(x.float(), make(weight.float()), given_bias if given_bias is None else given_bias.float())
+            for make in ways
+        ]
+    expected = F.conv2d(x, weight, given_bias, padding=1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert found.is_contiguous(memory_format=torch.channels_last)
+    for answers in in_single_precision:
+        torch.testing.assert_close(answers, expected.float(), rtol=1e-4, atol=2e-4)
 
 
 def test_in_single_precision_the_error_stays_near_a_millionth() -> None:

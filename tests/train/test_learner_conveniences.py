@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 from miniai.base.seeds import make_generator
 from miniai.nn.layers import SelfAttention2D
+from miniai.nn.packed import pack_weights, plus
 from miniai.train.callback import Callback, CallbackError
 from miniai.train.callbacks import GradientClip, SingleBatch
 from miniai.train.checkpoint import Checkpoint, resume
@@ -186,6 +187,29 @@ def test_a_summary_counts_shared_weights_once_and_the_products_between_modules()
     assert found.n_multiply_adds == 2 * 3 * 4 * 4 + 3 * 3 * 4
     assert [row.name for row in summary(model, torch.zeros(3, 4), scale=2.0, depth=1).rows] == ["block", "block"]
     assert "block.0" in found._repr_html_()
+
+
+def test_a_summary_counts_packed_layers_and_long_attention_as_plain_ones() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.second = (
+                nn.Conv2d(16, 32, 3, padding=1, stride=2),
+                nn.Conv2d(32, 32, 3, padding=1, groups=2),
+            )
+            self.attention, self.up = SelfAttention2D(32, groups=4, n_heads=1, eps=1e-5), nn.Conv2d(32, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.up(self.attention(plus(self.second, x, x)))
+
+    model, x = Network(), torch.zeros(2, 16, 96, 96)
+    plain = summary(model, x)
+    n_tokens = 48 * 48
+    convolutions = 16 * 32 * 9 + 16 * 32 * 9
+    linear = (4 * 32 + 16) * 32
+    assert plain.n_multiply_adds == 2 * n_tokens * (convolutions + linear + 2 * n_tokens * 32)
+    assert summary(pack_weights(model), x).n_multiply_adds == plain.n_multiply_adds
 
 
 def test_a_summary_counts_attention_as_its_closed_form() -> None:
