@@ -169,7 +169,8 @@ def _carry(matrix: Matrix, x: Float[Tensor, "i j *rest"], left: Matrix | None = 
     by_left = by if left is None else x.new_tensor(left)
     if x.dtype == torch.float32 and x.device.type == "cpu" and can_pack():
         both = torch.kron(by_left, by)  # over both axes in one product
-        carried = torch.ops.mkldnn._linear_pointwise(both, x.reshape(both.shape[1], -1).T, None, "none", [], "")
+        numbers = x.reshape(both.shape[1], -1).contiguous()  # of a narrow map windows are views that overlap
+        carried = torch.ops.mkldnn._linear_pointwise(both, numbers.T, None, "none", [], "")
     else:
         first = by_left @ x.reshape(len(x), x[0].numel())
         carried = torch.matmul(by, first.view(len(by_left), x.shape[1], x[0, 0].numel()))
