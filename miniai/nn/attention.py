@@ -30,8 +30,9 @@ MANY_KEYS = 1024  # from here on, keys and values side by side gain more than co
 NUMBERS_OF_KEYS = {torch.bfloat16: 2**15, torch.float32: 2**16}  # of a head: from here on a sigmoid is faster
 BELOW = {torch.bfloat16: 8, torch.float32: 17}  # zero by so much, a sigmoid is an exponential up to rounding
 SCORES_AT_ONCE = 2**21  # what the cores' common cache holds beside the rest
-# Of what scores can reach: more than all roundings of a bound and of a score together, ten of 2^-8 each in bfloat16.
-ROUNDING = {torch.bfloat16: 3 * 2**-6, torch.float32: 2**-18}
+# Of what scores can reach: more than all roundings of a bound and of a score together, ten of 2^-8 each in bfloat16,
+# one of 2^-24 for each number of a key in float32.
+ROUNDING = {torch.bfloat16: 3 * 2**-6, torch.float32: 2**-14}
 SUMS = 8  # columns that share the keys among them: their sum is rounded less than one column's
 LEAST_SUM = 1e-30  # below, weights that count are too small for float32 (and values below 1e-7 of digits before that)
 SAMPLES = 8  # queries of a head that are asked beforehand whether its sums will come out smaller
@@ -100,6 +101,7 @@ def by_sigmoid(
             parts = (t.split(max(1, SCORES_AT_ONCE // m)) for t in (q_down[i, head], found))
             for queries, part in zip(*parts, strict=True):
                 weights = product(queries, k_down[i, head], None, "sigmoid", [], "")
+                # Copied at once: were it kept, the next weights would come to lie in pages that nobody touched before.
                 part.copy_(product(weights, v_and_ones[i, head], None, "none", [], ""))
             torch.sum(found[:, d:], dim=-1, keepdim=True, dtype=torch.float32, out=sums[i, head])
             torch.div(found[:, :d], sums[i, head], out=out[i, head])
