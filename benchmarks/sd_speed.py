@@ -252,7 +252,7 @@ def compare(what: str, rows: Rows, repeats: int, exact_name: str, peer: str) -> 
     for name, median in medians.items():
         seconds, output = first[name]
         error = float((output - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-        print(f"| {name} | {median:.3f} | {median / medians[peer]:.2f} | {seconds:.1f} | {error:.4f} |")
+        print(f"| {name} | {median:.3f} | {median / medians[peer]:.2f} | {seconds:.1f} | {error:.2g} |")
     print(flush=True)
 
 
