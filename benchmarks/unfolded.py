@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniai.base.device import has_amx
 from miniai.nn.learning import LearningConv2d
-from miniai.nn.unfolded import has_amx, unfolded_conv2d
+from miniai.nn.unfolded import unfolded_conv2d
 from miniai.recipes.model_card import machine
 
 # Pictures, channels in and out, side: of the painters of clothes and of emoji, and beyond.

@@ -70,6 +70,20 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@functools.cache
+def has_amx() -> bool:
+    """Whether this CPU has units for products of matrices in bfloat16, as far as PyTorch can tell."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Whether this CPU has vectors of 16 numbers in float32, as far as PyTorch can tell."""
+    supported = getattr(torch.cpu, "_is_avx512_supported", None)
+    return supported is not None and bool(supported())
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """A context in which products and convolutions run in `training_dtype`; it does nothing where that is float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) == torch.bfloat16)

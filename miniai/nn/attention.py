@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from miniai.base.device import has_amx, has_avx512
 from miniai.nn.packed import can_pack
-from miniai.nn.unfolded import has_amx, has_avx512
 
 VECTOR = 16  # scores that the fused kernel takes at once
 MANY_QUERIES = 256  # from here on, whole vectors gain more than filling up costs

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from miniai.nn.unfolded import MORE_PIXELS, has_amx, has_avx512, unfolded_conv2d
+from miniai.base.device import has_amx, has_avx512
+from miniai.nn.unfolded import MORE_PIXELS, unfolded_conv2d
 from miniai.nn.winograd import can_compute, keeps_size, saves, winograd_conv2d
 
 # What carrying a number to tiles and back costs, in multiplications of a matrix product, as measured: AVX-512 makes

@@ -6,7 +6,6 @@ its weights are one product each. AMX multiplies matrices some ten times as fast
 gradients of weights do not keep up with it where maps are small (benchmarks/unfolded.py).
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,20 +17,6 @@ from torch.autograd.function import once_differentiable
 FEW_PIXELS = 16  # of a map: up to here all three are products
 MORE_PIXELS = 64  # up to here the gradient of the weights is one
 AT_A_TIME = 4_000_000  # numbers of the rows: more do not come from memory that was used before
-
-
-@lru_cache
-def has_amx() -> bool:
-    """Whether this CPU has units for products of matrices in bfloat16, as far as PyTorch can tell."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return supported is not None and bool(supported())
-
-
-@lru_cache
-def has_avx512() -> bool:
-    """Whether this CPU has vectors of 16 numbers in float32, as far as PyTorch can tell."""
-    supported = getattr(torch.cpu, "_is_avx512_supported", None)
-    return supported is not None and bool(supported())
 
 
 def unfolded_conv2d(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from miniai.base.device import has_amx, has_avx512
 from miniai.base.seeds import make_generator
 from miniai.nn import attention as module
 from miniai.nn.attention import (
@@ -18,7 +19,6 @@ from miniai.nn.attention import (
 )
 from miniai.nn.layers import attend
 from miniai.nn.packed import can_pack
-from miniai.nn.unfolded import has_amx, has_avx512
 
 FORMS = {"fused": fused, "vectors": in_whole_vectors, "chosen": attention}
 if can_pack():
@@ -104,7 +104,7 @@ def test_keys_that_all_lie_far_from_zero_do_not_reach_too_far(dtype: torch.dtype
     assert not equal.flatten(2).all(dim=-1).any()
 
 
-@pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="needs AVX-512")
+@pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="this CPU packs no bfloat16")
 def test_a_sum_in_several_columns_is_rounded_less(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (t.bfloat16() for t in heads(300, 512, 24))
     exact = formula(q, k, v)
