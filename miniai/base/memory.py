@@ -5,6 +5,7 @@ import mmap
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # What an entry of /proc/self/pagemap says of a page (Linux, Documentation/admin-guide/mm/pagemap.rst).
@@ -34,10 +35,17 @@ def give_back_unwritten(module: nn.Module) -> None:
                 continue
             first, n_pages = _whole_pages(weight)
             pagemap.seek(first * 8)
-            entries = np.frombuffer(pagemap.read(n_pages * 8), np.uint64) & (_PRESENT | _SWAPPED | _OF_FILE)
-            known = 0 < n_pages == len(entries)
-            if known and np.isin(entries, (np.uint64(0), _PRESENT | _OF_FILE)).all():
+            entries = np.frombuffer(pagemap.read(n_pages * 8), np.uint64)
+            if 0 < n_pages == len(entries) and not _written(entries).any():
                 madvise(first * mmap.PAGESIZE, n_pages * mmap.PAGESIZE, advice)
+
+
+def _written(entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of these pages a file does not have as they are.
+
+    A page that the system is moving to another place counts as swapped, but still as the file's.
+    """
+    return (entries & (_PRESENT | _SWAPPED) != 0) & (entries & _OF_FILE == 0)
 
 
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:

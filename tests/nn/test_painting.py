@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mapped_file import read_all, resident
 from torch import Tensor, nn
 
 from miniai.base.weights import read_weights, write_weights
@@ -244,22 +245,11 @@ def test_pages_of_a_mapped_weight_go_back_when_it_is_ready(tmp_path: Path) -> No
     model = model_of()
     model.load_state_dict(read_weights(path), assign=True)
 
-    def resident() -> int:
-        """Bytes of the file that are in memory."""
-        inside, total = False, 0
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if "-" in line.split()[0] and not line.split()[0].endswith(":"):
-                inside = line.endswith(path.name)
-            elif inside and line.startswith("Rss:"):
-                total += 1024 * int(line.split()[1])
-        return total
-
-    model[0].weight.detach().sum()
-    assert resident() > 0.9 * model[0].weight.nbytes
+    read_all(path, model[0].weight)
     x = torch.randn(TILES)
     with painting(model), torch.no_grad():
         out = model(x)
-        assert resident() < 0.1 * model[0].weight.nbytes
+        assert resident(path) < 0.1 * model[0].weight.nbytes
         assert error(model, x) < 1e-5  # they are read from the file again
         assert torch.equal(model(x), out)
         model[0].weight.mul_(2)  # written to: its pages stay
