@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D, norm_silu
+from miniai.nn.layers import Downsample2D, ResnetBlock2D, SelfAttention2D, Upsample2D, norm_silu_conv
 from miniai.nn.tiling import in_tiles
 
 # Options of Diffusers' class that Stable Diffusion 1.x and 2.x leave at these values; another value is refused.
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nn.Module):
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
 
 
 class AutoencoderKL(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from miniai.nn import strips
 from miniai.nn.attention import attention
 from miniai.nn.doubling import repeated
 from miniai.nn.group_norm import GroupNorm
@@ -142,6 +143,13 @@ def norm_silu(norm: nn.Module, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
+def norm_silu_conv(norm: nn.Module, conv: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+    """The convolution of `norm_silu`."""
+    if strips.pay(x, (norm, conv)):
+        return strips.convolve_normed(norm, conv, x)
+    return conv(norm_silu(norm, x))
+
+
 class ResnetBlock2D(nn.Module):
     """norm, SiLU, 3×3 convolution, twice, the timestep added between, around an identity path (He et al. 2016)."""
 
@@ -157,11 +165,21 @@ class ResnetBlock2D(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h w"]:
+        if self.time_emb_proj is None and strips.pay(x, (self.norm1, self.conv1), (self.norm2, self.conv2)):
+            return self._by_strips(x)
         h = self.conv1(norm_silu(self.norm1, x))
         if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
         h = norm_silu(self.norm2, h)
         return plus(self.conv2, h, x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def _by_strips(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        def identity(i: int, rows: slice) -> Float[Tensor, "1 d r w"]:
+            some = x[i : i + 1, :, rows]
+            return some if self.conv_shortcut is None else self.conv_shortcut(some)
+
+        h = strips.convolve_normed(self.norm1, self.conv1, x)
+        return strips.convolve_normed(self.norm2, self.conv2, h, plus=identity, out=h)
 
 
 class Downsample2D(nn.Module):

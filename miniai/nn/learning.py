@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.device import has_amx, has_avx512
+from miniai.nn.packed import keeps_size
 from miniai.nn.unfolded import MORE_PIXELS, unfolded_conv2d
-from miniai.nn.winograd import can_compute, keeps_size, saves, winograd_conv2d
+from miniai.nn.winograd import can_compute, saves, winograd_conv2d
 
 # What carrying a number to tiles and back costs, in multiplications of a matrix product, as measured: AVX-512 makes
 # products faster, and passes over memory not.

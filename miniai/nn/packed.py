@@ -36,6 +36,12 @@ def can_pack(dtype: torch.dtype = torch.float32) -> bool:
     return True
 
 
+def keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether it is of 3×3, goes one pixel at a time, and pads with one zero at each edge."""
+    same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return same and layer.groups == 1 and layer.padding_mode == "zeros"
+
+
 def pack_weights(model: Module) -> Module:
     """Pack the weights of every convolution and linear layer inside `model` that lies on the CPU, in place.
 
@@ -199,6 +205,21 @@ class PackedConv2d(_Packed, nn.Conv2d):
         self._fit(x)
         x, addend = (map_.contiguous(memory_format=torch.channels_last) for map_ in (x, addend))
         shape = (self.padding, self.stride, self.dilation, self.groups)
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, addend, self.weight, self.bias, *shape, "add", 1.0, None, [], None
+        )
+
+    def can_cut(self, x: Tensor) -> bool:
+        return self.can_compute(x) and keeps_size(self)
+
+    def of_strip(self, x: Tensor, side: tuple[int, int], addend: Tensor | None = None) -> Tensor:
+        """`forward`, or `plus`, of some rows of a map of that height and width, which come with the row above and the
+        row below them: for 3×3 kernels that keep the map's size."""
+        self._fit(x)
+        x, shape = x.contiguous(memory_format=torch.channels_last), ((0, 1), (1, 1), (1, 1), 1)
+        if addend is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *shape, "none", [], "")
+        addend = addend.contiguous(memory_format=torch.channels_last)
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, addend, self.weight, self.bias, *shape, "add", 1.0, None, [], None
         )

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from miniai.base.memory import give_back_unwritten
+from miniai.nn import strips
 from miniai.nn.doubling import convolve_doubled, packed_for_doubling, pays, repeated
 from miniai.nn.gated import GatedLinear
-from miniai.nn.packed import PackedConv2d, can_pack
-from miniai.nn.winograd import can_compute, carried_kernels, convolve, keeps_size, n_tiles, packed_kernels, saves
+from miniai.nn.packed import PackedConv2d, can_pack, keeps_size
+from miniai.nn.winograd import can_compute, carried_kernels, convolve, n_tiles, packed_kernels, saves
 
 CARRYING = 250  # what carrying a number costs here, in multiplications of a matrix product (benchmarks/painting.py)
 MANY_WEIGHTS = 400_000  # of a linear layer: packed, smaller ones are no faster
@@ -66,16 +67,35 @@ class PaintingConv2d(_Painting, nn.Conv2d):
             return convolve(x, self.ready("tiles", packed_kernels if can_pack() else carried_kernels), self.bias)
         if not can_pack() or 0 in x.shape:
             return super().forward(x)
-        shape, side = (self.padding, self.stride, self.dilation, self.groups), tuple(x.shape[2:])
-        size = [1, self.in_channels, *side]  # which blocks are best depends on the map's
+        return self._by_blocks(x, self.padding, tuple(x.shape[2:]))
+
+    def _by_blocks(self, x: Tensor, padding: Any, side: tuple[int, ...]) -> Tensor:
+        shape, size = (padding, self.stride, self.dilation, self.groups), [1, self.in_channels, *side]
+        # which blocks are best depends on the map's size
         weight = self.ready(side, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(plain, *shape, size))
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *shape, "none", [], "")
+
+    def can_cut(self, x: Float[Tensor, "b c h w"]) -> bool:
+        return self.can_paint(x) and can_pack()
+
+    def of_strip(
+        self, x: Float[Tensor, "1 c r w"], side: tuple[int, int], addend: Float[Tensor, "1 d r2 w"] | None = None
+    ) -> Float[Tensor, "1 d r2 w"]:
+        """`forward` of some rows of a map of that height and width, which come with the row above and the row below
+        them, and `addend`."""
+        if self.by_tiles(x[:, :, :1, :1].expand(1, -1, *side)):
+            out = convolve(x, self.ready("tiles", packed_kernels), self.bias, edge_rows=0)
+        else:
+            out = self._by_blocks(x, (0, 1), side)
+        return out if addend is None else out.add_(addend)
 
     def of_doubled(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """`forward` of the map with each pixel repeated twice both ways."""
         b, c, h, w = x.shape
         shape_of_repeated = x.new_empty(1, 1, 1, 1).expand(b, c, 2 * h, 2 * w)
-        possible = 0 not in x.shape and self.can_paint(x) and can_pack()
+        possible = 0 not in x.shape and self.can_cut(x)
+        if possible and self.by_tiles(shape_of_repeated) and shape_of_repeated[0].nbytes >= strips.LARGE_MAP:
+            return strips.convolve_repeated(self, x)
         if not possible or self.by_tiles(shape_of_repeated) or not pays(x, self.out_channels):
             return self(repeated(x))
         return convolve_doubled(x, self.ready("doubled", packed_for_doubling), self.bias)

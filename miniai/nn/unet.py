@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from miniai.base.configs import config_from_dict, without_neutral
 from miniai.nn.freeu import FreeU
 from miniai.nn.group_norm import GroupNorm
-from miniai.nn.layers import TimestepEmbedding, norm_silu, sinusoidal_embedding
+from miniai.nn.layers import TimestepEmbedding, norm_silu_conv, sinusoidal_embedding
 from miniai.nn.transformer import Transformer2DModel, for_each
 from miniai.nn.unet_blocks import DownBlock2D, MidBlock2D, ShapeConfig, UpBlock2D
 
@@ -154,7 +154,7 @@ class UNet(nn.Module):
             if deep is not None:
                 deep.features = x
         x = last.layers(range(n_deep, n_layers), x, skips, time, context)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
 
     def set_freeu(self, *levels: FreeU) -> None:
         """Weigh what each of the first levels on the way up gets by one of these, from the deepest; the others, and if

@@ -94,10 +94,11 @@ def convolve(
     x: Float[Tensor, "b c h w"],
     kernels: Float[Tensor, "36 c d"] | PackedKernels,
     bias: Float[Tensor, " d"] | None = None,
-) -> Float[Tensor, "b d h w"]:
+    edge_rows: int = 1,
+) -> Float[Tensor, "b d h2 w"]:
     """`winograd_conv2d(x, weight, bias)` without gradients, from `kernels`, which are `carried_kernels(weight)` or
-    `packed_kernels(weight)`."""
-    windows = _windows(x)
+    `packed_kernels(weight)`. With `edge_rows` 0 the first and last row of x are no more than the others' neighbours."""
+    windows = _windows(x, edge_rows)
     b, rows, columns, c = windows.shape[:4]
     d = kernels.shape[2] if isinstance(kernels, Tensor) else len(kernels[0])
     answers = x.new_empty(b, rows, TILE, columns, TILE, d)
@@ -106,7 +107,7 @@ def convolve(
     for pictures, outs in zip(windows.split(n), answers.split(n), strict=True):
         for part, out in zip(pictures.split(m, dim=1), outs.split(m, dim=1), strict=True):
             _answer(part, kernels, out, bias)
-    return _map(answers, *x.shape[2:])
+    return _map(answers, x.shape[2] - 2 + 2 * edge_rows, x.shape[3])
 
 
 def carried_kernels(weight: Float[Tensor, "d c 3 3"]) -> Float[Tensor, "36 c d"]:
@@ -128,10 +129,10 @@ def _products(numbers: Float[Tensor, "36 n c"], kernels: PackedKernels) -> Float
     return products
 
 
-def _windows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns c 6 6"]:
+def _windows(x: Float[Tensor, "b c h w"], edge_rows: int = 1) -> Float[Tensor, "b rows columns c 6 6"]:
     """The tiles that overlap, as views of one padded map."""
-    h, w = x.shape[2:]
-    edges = (0, 0, 1, TILE * -(-w // TILE) + 1 - w, 1, TILE * -(-h // TILE) + 1 - h)
+    h, w = x.shape[2] - 2 + 2 * edge_rows, x.shape[3]  # of the answers
+    edges = (0, 0, 1, TILE * -(-w // TILE) + 1 - w, edge_rows, TILE * -(-h // TILE) + edge_rows - h)
     return F.pad(x.permute(0, 2, 3, 1), edges).unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE)
 
 
@@ -206,9 +207,3 @@ def saves(layer: nn.Conv2d, x: Tensor, carrying: int) -> bool:
     products = layer.in_channels * layer.out_channels
     by_tiles = PLACES * n_tiles(x) * (products + carrying * (layer.in_channels + layer.out_channels))
     return by_tiles < 9 * x.shape[-2] * x.shape[-1] * products
-
-
-def keeps_size(layer: nn.Conv2d) -> bool:
-    """Whether it is of 3×3, goes one pixel at a time, and pads with one zero at each edge."""
-    same = (layer.kernel_size, layer.padding, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    return same and layer.groups == 1 and layer.padding_mode == "zeros"
