@@ -165,7 +165,8 @@ class ResnetBlock2D(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h w"]:
-        if self.time_emb_proj is None and strips.pay(x, (self.norm1, self.conv1), (self.norm2, self.conv2)):
+        halves = (self.norm1, self.conv1), (self.norm2, self.conv2)
+        if self.time_emb_proj is None and strips.pay(x, *halves, shortcut=self.conv_shortcut):
             return self._by_strips(x)
         h = self.conv1(norm_silu(self.norm1, x))
         if self.time_emb_proj is not None and time is not None:

@@ -187,22 +187,22 @@ class PackedConv2d(_Packed, nn.Conv2d):
             weight, self.padding, self.stride, self.dilation, self.groups, size
         )
 
-    def _fit(self, x: Tensor) -> None:
-        if self.out_channels % 64 and tuple(x.shape[2:]) != self._side:
-            self._side = tuple(x.shape[2:])
-            self.take(self.plain_weight())
+    def _fit(self, side: tuple[int, ...]) -> None:
+        if self.out_channels % 64 and side != self._side:
+            self._side = side
+            self._buffers["weight"] = self.packed(self.plain_weight())  # at once: other threads may be computing
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.can_compute(x):
             return self._conv_forward(x, self.plain_weight(), self.bias)
-        self._fit(x)
+        self._fit(tuple(x.shape[2:]))
         x = x.contiguous(memory_format=torch.channels_last)  # where packed kernels are fastest
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "none", [], ""
         )
 
     def plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        self._fit(x)
+        self._fit(tuple(x.shape[2:]))
         x, addend = (map_.contiguous(memory_format=torch.channels_last) for map_ in (x, addend))
         shape = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.mkldnn._convolution_pointwise.binary(
@@ -215,7 +215,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
     def of_strip(self, x: Tensor, side: tuple[int, int], addend: Tensor | None = None) -> Tensor:
         """`forward`, or `plus`, of some rows of a map of that height and width, which come with the row above and the
         row below them: for 3×3 kernels that keep the map's size."""
-        self._fit(x)
+        self._fit(side)
         x, shape = x.contiguous(memory_format=torch.channels_last), ((0, 1), (1, 1), (1, 1), 1)
         if addend is None:
             return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *shape, "none", [], "")

@@ -94,9 +94,9 @@ class PaintingConv2d(_Painting, nn.Conv2d):
         b, c, h, w = x.shape
         shape_of_repeated = x.new_empty(1, 1, 1, 1).expand(b, c, 2 * h, 2 * w)
         possible = 0 not in x.shape and self.can_cut(x)
-        if possible and self.by_tiles(shape_of_repeated) and shape_of_repeated[0].nbytes >= strips.LARGE_MAP:
-            return strips.convolve_repeated(self, x)
         if not possible or self.by_tiles(shape_of_repeated) or not pays(x, self.out_channels):
+            if possible and strips.is_large(shape_of_repeated) and strips.may_be_cut(x, self):
+                return strips.convolve_repeated(self, x)
             return self(repeated(x))
         return convolve_doubled(x, self.ready("doubled", packed_for_doubling), self.bias)
 

@@ -1,7 +1,7 @@
 """Norm, SiLU and 3×3 convolution of large maps, a strip of rows at a time: for painting on a CPU.
 
 A map of 128 channels and 512×512 pixels takes 67 MB in bfloat16, and one comes out of each operation. The system hands
-its pages out one by one, each filled with zeros first, which took nine times as long as a norm itself
+its pages out one by one, each filled with zeros first, which took nine times as long as to norm such a map
 (benchmarks/results/sd_speed.md), and takes them back right after. A strip's norm and activation stay in the cache, in
 memory that is used again for the next strip; only convolutions' answers are kept whole. A residual block then makes one
 map where it made four: its second convolution writes over the answers of the first.
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from miniai.nn.doubling import repeated
 from miniai.nn.group_norm import GroupNorm
 
-LARGE_MAP = 2**25  # bytes of a picture's map; smaller ones glibc keeps for the next
-STRIP = 2**22  # bytes of a map that are taken at a time
+LARGE_MAP = 2**25  # bytes: memory for smaller maps glibc may keep for the next (M_MMAP_THRESHOLD's upper limit)
+STRIP = 2**22  # bytes of a picture's map that are taken at a time
 ROWS = 4  # a strip has a multiple of them: tiles are as high (`miniai.nn.winograd`)
 
 
@@ -33,24 +34,33 @@ class Cuttable(Protocol):
         ...
 
     def of_strip(self, x: Tensor, side: tuple[int, int], addend: Tensor | None = None) -> Tensor:
-        """Of some rows of a map of that height and width, which come with the row above and the row below them, as many
-        rows of answers, and `addend`."""
+        """The answers of some rows of a map of that height and width, plus `addend`. With the rows come the row above
+        and the row below them: x has two more than the answers."""
         ...
 
 
-def pay(x: Tensor, *pairs: tuple[nn.Module, nn.Module]) -> bool:
-    """Whether strips are faster for these norms and convolutions, of which the first takes `x`, and can compute them.
+def pay(x: Tensor, *pairs: tuple[nn.Module, nn.Module], shortcut: nn.Module | None = None) -> bool:
+    """Whether strips are faster for these norms and convolutions, the first of which takes `x`, and possible."""
+    layers = [layer for pair in pairs for layer in pair] + ([] if shortcut is None else [shortcut])
+    if not (may_be_cut(x, *layers) and is_large(x)):  # who compiles must not see that sizes matter
+        return False
+    norms = all(type(norm) is GroupNorm and norm.affine for norm, _ in pairs)
+    return norms and all(isinstance(conv, Cuttable) and conv.can_cut(x) for _, conv in pairs)
 
-    A layer that has hooks is called, for whoever watches it, and so is one while operations are counted."""
+
+def is_large(x: Tensor) -> bool:
+    """Whether x is a map on which strips are faster: large with all of its pictures, each of a strip or more."""
+    return x.ndim == 4 and x.nbytes >= LARGE_MAP and x[0].nbytes >= STRIP
+
+
+def may_be_cut(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether nobody minds that these layers are not called with the whole of x, on a CPU and without gradients: a
+    layer that has hooks or a `forward` of its own is called, and so are all while somebody traces or counts."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu":
         return False
-    if x.ndim != 4 or len(x) == 0 or x[0].nbytes < LARGE_MAP or is_in_torch_dispatch_mode():
+    if is_in_torch_dispatch_mode() or every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
         return False
-    for norm, conv in pairs:
-        watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (norm, conv))
-        if watched or type(norm) is not GroupNorm or not (isinstance(conv, Cuttable) and conv.can_cut(x)):
-            return False
-    return True
+    return not any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers)
 
 
 def convolve_normed(
@@ -61,8 +71,9 @@ def convolve_normed(
     plus: Callable[[int, slice], Float[Tensor, "1 d r w"]] | None = None,
     out: Float[Tensor, "b d h w"] | None = None,
 ) -> Float[Tensor, "b d h w"]:
-    """conv(silu(norm(x))), where `pay` says so, and what `plus` gives for a picture's number and some of its rows; in
-    channels-last memory. `out`, which is written to, may be `x` itself: what is wanted of it has been read by then.
+    """conv(silu(norm(x))), where `pay` says so, plus what `plus` gives for a picture's number and some of its rows; in
+    channels-last memory. `out`, which is written to, may be `x` itself: what is wanted of it has been read by then. It
+    may share no memory otherwise, and `plus` must not read it.
 
     >>> from miniai.nn.packed import pack_weights
     >>> norm, conv, x = GroupNorm(4, 16), nn.Conv2d(16, 64, 3, padding=1), torch.randn(1, 16, 40, 40)
@@ -128,8 +139,8 @@ def _moments(
         _, mean, inverse = torch.native_group_norm(strip, weight, bias, 1, c, counts[-1], groups, norm.eps)
         means.append(mean[0])
         inverses.append(inverse[0])  # of the deviations
-    shares = torch.tensor(counts)[:, None] / sum(counts)
     of_strips = torch.stack(means)
+    shares = of_strips.new_tensor(counts)[:, None] / sum(counts)
     mean = (shares * of_strips).sum(0)
     variance = (shares * (torch.stack(inverses) ** -2 - norm.eps + (of_strips - mean).square())).sum(0)
     return mean.repeat_interleave(c // groups), variance.repeat_interleave(c // groups)

@@ -259,8 +259,8 @@ def test_where_blocks_depend_on_the_maps_size_a_convolution_is_right_and_quick_f
     plain = nn.Conv2d(16, 24, 3, padding=1).bfloat16()
     packed: Any = pack_weights(copy.deepcopy(plain))
     packings: list[Any] = []
-    take = type(packed).take
-    monkeypatch.setattr(type(packed), "take", lambda self, weight: (packings.append(self._side), take(self, weight))[1])
+    pack = type(packed).packed
+    monkeypatch.setattr(type(packed), "packed", lambda self, w: (packings.append(self._side), pack(self, w))[1])
     with torch.no_grad():
         for side in (4, 4, 16, 4):
             x = torch.randn(2, 16, side, side).bfloat16()

@@ -1,6 +1,7 @@
 """Large maps a strip of rows at a time, beside the same layers called whole."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniai.nn import strips
@@ -27,7 +29,7 @@ CAN = {dtype: can_pack(dtype) for dtype in DTYPES}
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strips of eight rows of 16 numbers in float32, of all maps that have more than a row of those."""
+    """Strips of 2,048 bytes, of every map that has as many."""
     monkeypatch.setattr(strips, "LARGE_MAP", 65)
     monkeypatch.setattr(strips, "STRIP", 4 * 16 * 8 * 4)
 
@@ -70,7 +72,7 @@ def shaken(network: nn.Module) -> None:
     st.integers(1, 3),
     st.integers(1, 40),
     st.integers(1, 20),
-    st.sampled_from([(16, 64), (16, 3), (32, 64)]),
+    st.sampled_from([(16, 64), (16, 3), (64, 64)]),
     st.sampled_from([True, False]),
     st.sampled_from([dtype for dtype in DTYPES if CAN[dtype]]),
     st.sampled_from([0.0, 100.0]),
@@ -94,16 +96,19 @@ def test_any_size_is_convolved_as_the_whole_map_is(
             stack.enter_context(painting(model))
         expected = exact(norm, weight, bias, x)
         whole = error(conv(F.silu(norm(x))), expected)
-        assert strips.pay(x, (norm, conv)) == (channels[0] * h * w * x.itemsize >= strips.LARGE_MAP)
+        assert strips.pay(x, (norm, conv)) == (x[0].nbytes >= strips.STRIP)
         out = strips.convolve_normed(norm, conv, x)
         assert out.dtype is dtype
         assert out.is_contiguous(memory_format=torch.channels_last)
-        assert error(out, expected) < (2 if offset else 1.2) * whole + 2e-6  # a mean far from 0 cancels in both
+        rounding = 1e-3 if offset else 1e-5  # a mean far from 0 cancels, here and in the whole map
+        rounding += 5e-3 if dtype is torch.bfloat16 else 0
+        assert error(out, expected) < 1.2 * whole + rounding / 5
         assert torch.equal(x, before)
         if channels[0] == channels[1]:
-            assert torch.equal(strips.convolve_normed(norm, conv, x, out=x), out)
+            over = x.clone()
+            assert torch.equal(strips.convolve_normed(norm, conv, over, out=over), out)
         pairs = strips.convolve_normed(norm, conv, x, plus=lambda i, rows: expected[i : i + 1, :, rows].to(dtype))
-        assert error(pairs, 2 * expected) < 2 * whole + (1e-5 if dtype is torch.float32 else 5e-3)
+        assert error(pairs, 2 * expected) < 1.2 * whole + rounding
 
 
 @pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
@@ -119,14 +124,14 @@ def test_maps_whose_pixels_are_repeated_are_never_made_whole(
     expected = F.conv2d(repeated(x), conv.weight, conv.bias, padding=1).detach()
     ready(conv, packed)
     with torch.no_grad():
-        assert torch.allclose(strips.convolve_repeated(conv, x), expected, atol=1e-4)
+        assert error(strips.convolve_repeated(conv, x), expected.double()) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(2, 8, 6, 5), (1, 8, 3, 4), (2, 8, 10, 16)])
 def test_tiles_of_rows_whose_neighbours_are_given(size: tuple[int, ...]) -> None:
     x, weight, bias = torch.randn(size), torch.randn(12, 8, 3, 3), torch.randn(12)
     out = convolve(x, carried_kernels(weight), bias, edge_rows=0)
-    assert torch.allclose(out, F.conv2d(x, weight, bias, padding=(0, 1)), atol=1e-4)
+    assert error(out, F.conv2d(x.double(), weight.double(), bias.double(), padding=(0, 1))) < 1e-5
 
 
 @pytest.fixture
@@ -146,17 +151,19 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None, T
 
 @pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("c_in", [64, 32])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("c_in", "c_out"), [(64, 64), (32, 64), (256, 256)])  # the widest by tiles
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_residual_block_makes_one_map_and_leaves_its_own_alone(
-    c_in: int, packed: bool, ready: Any, made: list[Any]
+    c_in: int, c_out: int, packed: bool, mode: Any, layout: torch.memory_format, ready: Any, made: list[Any]
 ) -> None:
-    block = ResnetBlock2D(c_in, 64, None, 8, 1e-6)
+    block = ResnetBlock2D(c_in, c_out, None, 8, 1e-6)
     shaken(block)
-    x = torch.randn(2, c_in, 21, 16).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, c_in, 45, 44).contiguous(memory_format=layout)
     before, expected = x.clone(), block(x).detach()
     assert not made  # with gradients
     ready(block, packed)
-    with torch.no_grad():
+    with mode():
         assert error(block(x), expected.double()) < 1e-5
     (_, no_map, first), (_, written, second) = made
     assert no_map is None
@@ -177,6 +184,7 @@ def test_where_strips_do_not_pay_the_layers_are_called(made: list[Any], monkeypa
         assert not strips.pay(x, good, (good[0], nn.Conv2d(16, 64, 3, padding=1)))
         assert not strips.pay(x, (nn.GroupNorm(4, 16), good[1]))
         assert not strips.pay(x, (nn.Identity(), good[1]))
+        assert not strips.pay(x, (GroupNorm(4, 16, affine=False), good[1]))
         assert not strips.pay(x.half(), good)
         assert not strips.pay(x[0], good)
         assert not strips.pay(x[:0], good)
@@ -186,14 +194,90 @@ def test_where_strips_do_not_pay_the_layers_are_called(made: list[Any], monkeypa
         with FlopCounterMode(display=False):  # it counts by module
             norm_silu_conv(*good, x)
         assert not made
-        for layer in good:
-            seen: list[Any] = []
-            handle = layer.register_forward_hook(lambda *called, seen=seen: seen.append(called))
-            norm_silu_conv(*good, x)
-            handle.remove()
-            assert len(seen) == 1
-        monkeypatch.setattr(strips, "LARGE_MAP", x.nbytes + 1)
-        assert not strips.pay(x, good)
+        assert strips.pay(x, good, shortcut=nn.Identity())
+        for name, value in (("LARGE_MAP", x.nbytes + 1), ("STRIP", x.nbytes + 1)):
+            with monkeypatch.context() as patched:
+                patched.setattr(strips, name, value)
+                assert not strips.pay(x, good)
+
+
+@pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
+@pytest.mark.parametrize("which", ["norm1", "conv1", "norm2", "conv_shortcut", "all"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_layer_that_is_watched_sees_the_whole_map(which: str, packed: bool, ready: Any, made: list[Any]) -> None:
+    block, x = ResnetBlock2D(16, 64, None, 4, 1e-6), torch.randn(1, 16, 24, 16)
+    ready(block, packed)
+    seen: list[tuple[int, ...]] = []
+
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(tuple(output.shape[2:]))
+
+    register = register_module_forward_hook if which == "all" else block.get_submodule(which).register_forward_hook
+    handle = register(see)
+    try:
+        with torch.no_grad():
+            block(x)
+    finally:
+        handle.remove()
+    assert seen
+    assert set(seen) == {(24, 16)}
+    assert not made
+
+
+@pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_forward_of_a_layers_own_counts(packed: bool, ready: Any) -> None:
+    block, x = ResnetBlock2D(16, 16, None, 4, 1e-6), torch.randn(1, 16, 24, 16)
+    ready(block, packed)
+    conv: Any = block.conv1
+    with torch.no_grad():
+        assert not block(x).isnan().any()
+        conv.forward = lambda x: torch.full_like(x, torch.nan)
+        assert block(x).isnan().any()
+
+
+@pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_processs_own_dtype_and_device_change_nothing(dtype: torch.dtype) -> None:
+    norm, conv, x = GroupNorm(4, 16), nn.Conv2d(16, 64, 3, padding=1), torch.randn(1, 16, 29, 16) + 1
+    pack_weights(conv)
+    with torch.no_grad():
+        expected = strips.convolve_normed(norm, conv, x)
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device("meta"):
+                assert torch.equal(strips.convolve_normed(norm, conv, x), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
+def test_weights_whose_blocks_depend_on_the_map_are_packed_once_for_all_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, conv = GroupNorm(4, 16), pack_weights(nn.Conv2d(16, 3, 3, padding=1))
+    packings: list[Any] = []
+    pack = type(conv).packed
+    monkeypatch.setattr(type(conv), "packed", lambda self, weight: (packings.append(1), pack(self, weight))[1])
+    with torch.no_grad():
+        for _ in range(3):
+            strips.convolve_normed(norm, conv, torch.randn(2, 16, 22, 16))  # the last strips are lower
+    assert len(packings) == 1
+
+
+@pytest.mark.skipif(not CAN[torch.float32], reason="this PyTorch cannot pack weights")
+def test_threads_paint_maps_of_different_sizes_with_the_same_layers() -> None:
+    norm, conv = GroupNorm(4, 16), nn.Conv2d(16, 3, 3, padding=1)
+    maps = [torch.randn(1, 16, side, 16) for side in (22, 45)]
+    with torch.no_grad():
+        expected = [conv(F.silu(norm(x))) for x in maps]
+    pack_weights(conv)
+
+    @torch.no_grad()
+    def paint(i: int) -> bool:
+        outs = [strips.convolve_normed(norm, conv, maps[i % 2]) for _ in range(50)]
+        return all(torch.allclose(out, expected[i % 2], atol=1e-5) for out in outs)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(paint, range(8)))
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if CAN[dtype]])
@@ -232,9 +316,13 @@ def test_an_upsampler_by_tiles_repeats_no_more_than_a_strip(ready: Any, monkeypa
     monkeypatch.setattr(strips, "repeated", lambda part: sizes.append(part.shape[2]) or repeated(part))
     monkeypatch.setattr(strips, "STRIP", x[:, :, :1].nbytes * 16)
     with torch.no_grad():
-        assert torch.allclose(up(x), expected, atol=1e-4)
+        assert error(up(x), expected.double()) < 1e-5
         assert max(sizes) < 10
-        monkeypatch.setattr(strips, "LARGE_MAP", 2**40)
         sizes.clear()
-        assert torch.allclose(up(x), expected, atol=1e-4)
+        handle = up.conv.register_forward_hook(lambda *called: None)  # it wants the whole of the map
+        assert error(up(x), expected.double()) < 1e-5
+        handle.remove()
+        assert not sizes
+        monkeypatch.setattr(strips, "LARGE_MAP", 2**40)
+        assert error(up(x), expected.double()) < 1e-5
         assert not sizes
