@@ -70,8 +70,8 @@ class PaintingConv2d(_Painting, nn.Conv2d):
         return self._by_blocks(x, self.padding, tuple(x.shape[2:]))
 
     def _by_blocks(self, x: Tensor, padding: Any, side: tuple[int, ...]) -> Tensor:
+        """By a weight in oneDNN's blocks; which are best depends on the height and width of the whole map, `side`."""
         shape, size = (padding, self.stride, self.dilation, self.groups), [1, self.in_channels, *side]
-        # which blocks are best depends on the map's size
         weight = self.ready(side, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(plain, *shape, size))
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *shape, "none", [], "")
 
@@ -82,7 +82,7 @@ class PaintingConv2d(_Painting, nn.Conv2d):
         self, x: Float[Tensor, "1 c r w"], side: tuple[int, int], addend: Float[Tensor, "1 d r2 w"] | None = None
     ) -> Float[Tensor, "1 d r2 w"]:
         """`forward` of some rows of a map of that height and width, which come with the row above and the row below
-        them, and `addend`."""
+        them, plus `addend`."""
         if self.by_tiles(x[:, :, :1, :1].expand(1, -1, *side)):
             out = convolve(x, self.ready("tiles", packed_kernels), self.bias, edge_rows=0)
         else:
